@@ -1,0 +1,122 @@
+"""What can go wrong for a user, and the exit code that it ends with.
+
+Programmers' errors are asserts; everything here is one message that says where, what, and what to write
+instead::
+
+    KdrunError                      1   failed: one message, no traceback
+    ├── ConfigError                 2   the YAML file or ``--set``: every problem at once
+    ├── UsageError                  2   the command line
+    ├── DataError                   1   the data set's files
+    ├── WeightsError                1   a file of weights
+    ├── DeviceError                 1   the device is not there, or too small
+    ├── StoreError                  1   the folder of runs: locked, missing, damaged
+    ├── TrainingError               1   a student or a whole group stopped
+    ├── GateError                   3   a wanted result was not reached
+    └── Interrupted           130/143   SIGINT or SIGTERM, after the state was saved
+
+``Mismatch`` is not an error of the user by itself: components raise it where two parts do not fit, and
+whoever knows the place in the config turns it into a ``Problem``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Path = tuple[str | int, ...]
+"""Where something stands in a config: ``("methods", 0, "losses", 1, "temperature")``."""
+
+
+class KdrunError(Exception):
+    """A failure that is told in one message."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a config.
+
+    ``path`` is the place in the config, ``on_key`` whether the key (and not its value) is to be pointed at,
+    ``message`` what is wrong and ``hint`` what to write instead.
+    """
+
+    path: Path
+    message: str
+    hint: str = ""
+    on_key: bool = False
+
+
+class ConfigError(KdrunError):
+    """The config is wrong; ``problems`` are all that were found, ``lines`` their places and words."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem], lines: Iterable[str] = ()) -> None:
+        self.problems = list(problems)
+        self.lines = list(lines)
+        super().__init__("\n".join(self.lines or [str(p.message) for p in self.problems]))
+
+
+class UsageError(KdrunError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(KdrunError):
+    """The files of a data set are missing or broken; ``dataset.KEY: …`` where one key is to blame."""
+
+
+class WeightsError(KdrunError):
+    """A file of weights is missing, broken, or does not fit its model."""
+
+
+class DeviceError(KdrunError):
+    """The device that was asked for is not there."""
+
+
+class StoreError(KdrunError):
+    """The folder of runs is locked by another process, damaged, or lacks what was asked for."""
+
+
+class TrainingError(KdrunError):
+    """A student or a group of students could not be trained to the end."""
+
+
+class GateError(KdrunError):
+    """A wanted result was not reached."""
+
+    exit_code = 3
+
+
+class Interrupted(KdrunError):
+    """The run was stopped by a signal, after the state of the students was saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Mismatch(Exception):
+    """Two parts do not fit: a model and its input, a loss and the layers it taps.
+
+    ``key`` names the option of the component that is to blame, if there is one.
+    """
+
+    def __init__(self, message: str, hint: str = "", key: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.key = key
+
+
+def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:
+    """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``."""
+    names = sorted(set(known))
+    lowered = {n.lower().replace("_", "-"): n for n in names}
+    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), lowered, n=1, cutoff=0.55)
+    parts = [f"did you mean '{lowered[near[0]]}'?"] if near else []
+    if list_all and names:
+        parts.append("known: " + ", ".join(names))
+    return " ".join(parts)

@@ -1,0 +1,329 @@
+"""The vocabulary: what losses, models, data sets and scores speak to each other.
+
+Shapes are written with B (batch), C (classes), and for features either (B, D) vectors, (B, D, H, W) maps or
+(B, T, D) token sequences.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kdrun import registry
+from kdrun.taps import LayerTable
+
+HIDDEN = -1
+"""The label of a sample whose label the student may not see."""
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Mixup: ``partner`` (B,) int64 positions in the batch, ``share`` (B,) the sample's own share in [0, 1]."""
+
+    partner: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as every loss, model and score sees them.
+
+    ``views`` are the inputs by name, each (B, …) float32; ``labels`` (B,) int64, ``HIDDEN`` where the student
+    may not see them; ``index`` (B,) int64, the sample's place in its split. Labels stay integers under mixup.
+    """
+
+    views: dict[str, Tensor]
+    labels: Tensor
+    index: Tensor
+    mix: Mix | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        mix = self.mix and Mix(self.mix.partner.to(device), self.mix.share.to(device))
+        views = {name: view.to(device) for name, view in self.views.items()}
+        return Batch(views, self.labels.to(device), self.index.to(device), mix)
+
+    def with_labels(self, labels: Tensor) -> Batch:
+        """The same samples with other labels."""
+        return replace(self, labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a predictor says of a batch: ``logits`` (B, C) and the tapped layers' outputs by name."""
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The form of a data set: each view's shape without the batch, and the number of classes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    classes: int
+
+    @property
+    def default_view(self) -> str:
+        """The view that a model sees when its config names none."""
+        return next(iter(self.shapes))
+
+    def random_batch(self, size: int, seed: int = 0) -> Batch:
+        """Standard normal inputs and labels in turn: to learn shapes from, never to train on."""
+        draw = torch.Generator().manual_seed(seed)
+        views = {name: torch.randn(size, *shape, generator=draw) for name, shape in self.shapes.items()}
+        return Batch(views, torch.arange(size) % self.classes, torch.arange(size))
+
+
+class Predictor(Protocol):
+    """Anything that predicts: a network, an ensemble, a tree."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Logits (or log-probabilities) of shape (B, C), and the features that were asked for."""
+        ...
+
+
+class Schema(BaseModel):
+    """Base of every part of the config: unknown keys are errors, and nothing is converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def kind_alone(value: object) -> object:
+    """Where only the kind is said, the name alone will do: ``adamw`` is short for ``{kind: adamw}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Component:
+    """A class that a config can name; see ``registry``."""
+
+    Config: ClassVar[type[Schema]]
+    family: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in cls.__dict__ and "kind" in cls.Config.model_fields:
+            registry.FAMILIES[cls.family].register(cls)
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+class ModelConfig(Schema):
+    """Options that every model has."""
+
+    kind: str
+    initial_weights: Path | None = Field(default=None, strict=False)
+    """a local file (safetensors or .pt) to start from; its classifier is replaced where the classes differ"""
+
+
+class Model(Component, nn.Module):
+    """A network with named stages.
+
+    Subclasses take ``(config, shape, classes)``, where ``shape`` is the input's without the batch, and raise
+    ``Mismatch`` where they cannot read such an input. No layer before a tap works in place.
+    """
+
+    family = "model"
+
+    stages: tuple[str, ...]
+    """Names of the layers whose outputs are the stages, shallow to deep."""
+    pooled: str
+    """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
+    head: str
+    """Name of the classifier."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of inputs (B, …)."""
+
+
+# ---------------------------------------------------------------------------------------------- losses
+
+
+class LossConfig(Schema):
+    """Options that every term of a mix has."""
+
+    kind: str
+    weight: float = Field(default=1.0, ge=0)
+    """the term's factor in the sum"""
+    name: str | None = None
+    """what the term is called in logs and in `set:`; its kind where nothing is said"""
+    teacher: str | list[str] | None = None
+    """the teacher, or teachers, of this term; with one teacher in the config it need not be said"""
+    combine: Literal["mean", "mean-logits"] = "mean"
+    """several teachers: the mean of their probabilities at the term's temperature, or of their logits"""
+
+    @property
+    def label(self) -> str:
+        """The term's name."""
+        return self.name or self.kind
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss may look at when it builds its adapters, before the optimizer exists.
+
+    ``student`` and ``teacher`` are the outputs for ``batch``, one dry batch, with the features that the loss
+    tapped; ``samples`` and ``classes`` count the training set's; ``labels`` are the training labels as the
+    student sees them; ``teacher_state`` the teacher's weights and statistics, read-only, and ``teacher_head``
+    the name of its classifier.
+    """
+
+    batch: Batch
+    student: Outputs
+    teacher: Outputs | None
+    samples: int
+    classes: int
+    labels: Tensor
+    teacher_state: Mapping[str, Tensor]
+    teacher_head: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """The layers whose outputs a loss wants, in pairs where it compares them."""
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The published mix of a method: its terms as they would stand in YAML, and where they come from."""
+
+    losses: list[dict[str, Any]]
+    source: str
+
+
+class Loss(Component, nn.Module):
+    """One term of a mix: batch → an unweighted scalar.
+
+    A subclass may tap layers (``taps``), make adapters (``build``) and say what a model without gradients can
+    learn from (``target``). There is one instance for each pair of term and teacher. Parameters and buffers are
+    trained, clipped and checkpointed with the student and never exported, except those of the submodules named
+    by ``at_inference``.
+    """
+
+    family = "loss"
+    needs_teacher: ClassVar[bool] = True
+    on_logits: ClassVar[bool] = True
+    """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
+    published: ClassVar[Published | None] = None
+    at_inference: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def temperature(self) -> float:
+        """At which temperature several teachers' probabilities are to be averaged."""
+        return float(getattr(self.config, "temperature", 1.0))
+
+    def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
+        """The layers wanted; raises ``Mismatch`` where they do not exist or cannot be compared."""
+        return Taps()
+
+    def build(self, context: Context) -> None:
+        """Make the adapters from one dry batch; raises ``Mismatch`` where shapes cannot be reconciled."""
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The unweighted scalar."""
+
+    def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
+        """Class probabilities (B, C) that minimise the loss, or None where there are none."""
+        return None
+
+
+# -------------------------------------------------------------------------------------------- data sets
+
+
+class DatasetConfig(Schema):
+    """Options that every data set has."""
+
+    kind: str
+    root: Path = Field(default=Path("data"), strict=False)
+    """the folder where its files lie or are downloaded to"""
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    """share of the training set held out, stratified by class"""
+    labels_per_class: int | None = Field(default=None, ge=1)
+    """how many labels of each class the students see; the teachers see all"""
+    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
+    """the score of the comparison"""
+    seed: int = 0
+    """draws the test split where a set has none, the validation share and the labelled subset"""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How batches are drawn for a group: equal draws give equal batches.
+
+    ``labels`` says whose labels are seen: all, or only the ``labels_per_class`` that students see.
+    ``labelled_only`` draws from the labelled samples only. ``mixup`` is the α of the Beta distribution, 0 for
+    none. ``purpose`` keeps the orders of teachers and students apart.
+    """
+
+    seed: int
+    batch_size: int
+    labels: Literal["all", "given"] = "given"
+    labelled_only: bool = False
+    mixup: float = 0.0
+    purpose: str = "student"
+
+
+class Dataset(Component, ABC):
+    """Batches and labels of one data set.
+
+    Making one reads no more than it must to know the ``spec`` (fixed sets: nothing); ``load`` reads the rest.
+    Raises ``DataError`` where files are missing or broken.
+    """
+
+    family = "dataset"
+    config: DatasetConfig
+    spec: Spec
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the samples are, for the fingerprint: contents, not places."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Read (or download) the samples, once; later calls do nothing."""
+
+    @abstractmethod
+    def steps(self, draw: Draw) -> int:
+        """Batches an epoch; the same for every draw of one batch size."""
+
+    @abstractmethod
+    def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch from step ``first`` on, augmented, on the device."""
+
+    @abstractmethod
+    def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
+        """The samples of a split in their order, not augmented, with all labels."""
+
+    @abstractmethod
+    def labels(self, name: Split, given: bool = False) -> np.ndarray:
+        """The labels of a split (N,) int64; with ``given``, ``HIDDEN`` where the students may not see them."""
+
+    @abstractmethod
+    def test_hash(self) -> str:
+        """SHA-256 of the test inputs and labels: two results with one hash were scored on the same data."""
+
+    def refresh(self, epoch: int, students: list[Any]) -> None:
+        """Called before each epoch: a set that grows with its students (rollouts, queries) does so here."""

@@ -1,0 +1,64 @@
+"""What brings a student's features to the form of a teacher's.
+
+Weights are drawn by torch's default initialisation: whoever calls ``Loss.build`` sets the seed for it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class MapRegressor(nn.Module):
+    """ReLU(BN(conv(f))): a student's map (B, D, H, W) to the teacher's channels and, where it can, size.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", 2015. The ReLU stands at the end because the
+    teacher's maps come after one.
+    """
+
+    def __init__(self, student: Shape, teacher: Shape) -> None:
+        super().__init__()
+        self.conv = _convolution(student, teacher)
+        self.bn = nn.BatchNorm2d(teacher[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The regressed map (B, C_t, H, W)."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+def regressor(student: Shape, teacher: Shape) -> nn.Module:
+    """A learned map from student to teacher features, of shapes without the batch and of one form.
+
+    Maps (D, H, W) get a ``MapRegressor``; vectors (D,) and token sequences (T, D) a linear layer.
+    """
+    return MapRegressor(student, teacher) if len(student) == 3 else nn.Linear(student[-1], teacher[-1])
+
+
+def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, ·, H, W), each averaged down to the smaller height and width of the two."""
+    height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool(student, height, width), _pool(teacher, height, width)
+
+
+def _pool(x: Tensor, height: int, width: int) -> Tensor:
+    if x.shape[2:] == (height, width):
+        return x
+    if x.shape[2] % height == 0 and x.shape[3] % width == 0:
+        # The same value as below, and unlike it deterministic in the backward pass on CUDA.
+        return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
+    return F.adaptive_avg_pool2d(x, (height, width))
+
+
+def _convolution(student: Shape, teacher: Shape) -> nn.Module:
+    (narrow, *sizes), (wide, *wanted) = student, teacher
+    ratios = list(zip(sizes, wanted, strict=True))
+    if all(s == 2 * t for s, t in ratios):
+        return nn.Conv2d(narrow, wide, 3, stride=2, padding=1)
+    if all(2 * s == t for s, t in ratios):
+        return nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)
+    if all(s >= t for s, t in ratios):
+        height, width = (1 + s - t for s, t in ratios)
+        return nn.Conv2d(narrow, wide, (height, width))
+    return nn.Conv2d(narrow, wide, 3, padding=1)

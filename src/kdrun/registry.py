@@ -1,0 +1,80 @@
+"""Components by family and kind: how a name in the YAML file becomes a class.
+
+A component is a class with a nested pydantic ``Config`` whose ``kind: Literal[...]`` holds its names. Defining
+the class registers it; nothing is ever imported because a config says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from kdrun.errors import UsageError
+
+
+class Family:
+    """All components of one family (losses, models, data sets), by kind."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._classes: dict[str, type[Any]] = {}
+
+    def register(self, component: type[Any]) -> None:
+        """Add a class under every name that its ``Config.kind`` allows.
+
+        Raises ``TypeError`` where a name is taken: two classes of one name would make a config ambiguous.
+        """
+        for kind in get_args(component.Config.__annotations__.get("kind")) or get_args(
+            component.Config.model_fields["kind"].annotation
+        ):
+            taken = self._classes.get(kind)
+            if taken is not None and taken.__qualname__ != component.__qualname__:
+                raise TypeError(f"the {self.noun} '{kind}' is defined twice: {taken} and {component}")
+            self._classes[kind] = component
+
+    def __getitem__(self, kind: str) -> type[Any]:
+        return self._classes[kind]
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def classes(self) -> list[type[Any]]:
+        """The classes, each once, in the order of their first name."""
+        return list(dict.fromkeys(self._classes[kind] for kind in self))
+
+
+LOSSES = Family("loss")
+MODELS = Family("model")
+DATASETS = Family("data set")
+FAMILIES = {"loss": LOSSES, "model": MODELS, "dataset": DATASETS}
+
+loaded_plugins: set[str] = set()
+
+
+def load_plugins(modules: list[str]) -> None:
+    """Import the installed plugins (entry points ``kdrun.plugins``) and the modules named by ``--plugin``.
+
+    Raises ``UsageError`` where a module cannot be imported.
+    """
+    for entry in importlib.metadata.entry_points(group="kdrun.plugins"):
+        entry.load()
+        loaded_plugins.add(entry.name)
+    for name in modules:
+        here = "" if "" in sys.path else "."
+        sys.path.insert(0, here)
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise UsageError(
+                f"--plugin {name}: cannot be imported: {type(error).__name__}: {error}; "
+                "write the name of a Python module in this folder or of an installed package"
+            ) from error
+        finally:
+            sys.path.remove(here)
+        loaded_plugins.add(name)

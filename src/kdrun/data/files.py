@@ -1,0 +1,486 @@
+"""The user's own samples: a folder of pictures, or arrays in a .npz or .csv file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Discriminator, Field, PositiveInt, Tag
+
+from kdrun.contracts import DatasetConfig, Spec
+from kdrun.data.augmentation import Augmentation, PictureConfig, form
+from kdrun.data.base import TEST_SHARE, VIEW, Inputs, Raw, SampleSet
+from kdrun.errors import DataError, did_you_mean
+
+MEMORY_SHARE = 0.25
+"""The share of the memory that decoded pictures may take; a folder that needs more is streamed."""
+AT_ONCE = 64
+"""Files that a thread takes on in one go; handing over small pictures one by one costs as much as decoding them."""
+LISTED = 10
+"""How many broken files an error names before it only counts them."""
+IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+"""What file managers leave in folders, apart from hidden files."""
+CHANNELS = {1, 3, 4}
+"""Sizes by which the axis of the channels is known."""
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that decoded pictures may take, of the machine's memory and of what a GPU has free."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows does not say
+        memory = 8 << 30
+    if device.type == "cuda":
+        memory = min(memory, torch.cuda.mem_get_info(device)[0])
+    return int(MEMORY_SHARE * memory)
+
+
+# --------------------------------------------------------------------------------- a folder of pictures
+
+
+def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture file as RGB, uint8 (3, *size), resized to ``size`` (height, width) without keeping its ratio.
+
+    Bilinear, with antialiasing where it shrinks; of 16 bits of grey the upper 8 are kept; an animation's first
+    picture is taken. Raises whatever Pillow raises for a broken file.
+    """
+    with Image.open(path) as image:
+        picture: Image.Image = image
+        if image.mode == "F":
+            raise ValueError("pictures of floating-point numbers have no known range")
+        if image.mode.startswith("I"):
+            picture = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        picture = picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
+    """Do ``work`` for the position of every path, in threads.
+
+    Raises one ``DataError`` that names all the files (the first ten, and their number) whose work failed.
+    """
+
+    def attempt(position: int) -> str | None:
+        try:
+            work(position)
+        except Exception as error:  # Pillow raises many kinds for broken files
+            reason = (
+                "no picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+            )
+            return f"{paths[position]}: {reason}"
+        return None
+
+    def attempts(start: int) -> list[str | None]:
+        return [attempt(position) for position in range(start, min(start + AT_ONCE, len(paths)))]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(attempts, range(0, len(paths), AT_ONCE))
+        broken = [failure for several in results for failure in several if failure is not None]
+    if broken:
+        more = [f"and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
+        told = f"dataset: {len(broken)} of {len(paths)} pictures cannot be read; mend or delete them:"
+        raise DataError("\n  ".join([told, *broken[:LISTED], *more]))
+
+
+class PictureFiles:
+    """Picture files, decoded when they are wanted; what worker processes are given."""
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """A picture, uint8 (3, height, width); raises ``DataError`` where the file is broken."""
+        try:
+            return decode(self.paths[position], self.size)
+        except Exception as error:
+            raise DataError(f"{self.paths[position]} can no longer be read: {error}") from error
+
+    def decoded(self) -> np.ndarray:
+        """All pictures, uint8 (N, 3, height, width); raises ``DataError`` with all broken files."""
+        pictures = np.empty((len(self), 3, *self.size), np.uint8)
+
+        def place(position: int) -> None:
+            pictures[position] = decode(self.paths[position], self.size)
+
+        each(self.paths, place)
+        return pictures
+
+    def check(self) -> None:
+        """Decode every file once; raises ``DataError`` with all broken files.
+
+        One pass at the start is little beside the hours after which a training would meet them.
+        """
+        each(self.paths, lambda position: decode(self.paths[position], self.size))
+
+
+Sides = Annotated[
+    Annotated[PositiveInt, Tag("one")]
+    | Annotated[list[PositiveInt], Field(min_length=2, max_length=2), Tag("many")],
+    Discriminator(form),
+]
+
+
+class ImageFolder(SampleSet):
+    """Pictures in a folder for each class; any size and mode, resized to one size and converted to RGB.
+
+    `root` holds `train` and `test` (or `val`, where there is no `test`), each with a folder for each class; or
+    the classes' folders themselves, of which a test split is then drawn. Files may lie deeper inside a class's
+    folder; hidden ones are ignored. Normalised by the figures of ImageNet, which weights trained on it expect.
+    """
+
+    class Config(PictureConfig):
+        """Options of `image-folder`."""
+
+        kind: Literal["image-folder"]
+        root: Path = Field(strict=False)
+        """the folder: `train` and `test` (or `val`) with a folder for each class, or those folders themselves"""
+        size: Sides = 64
+        """what pictures are resized to, in pixels: one number for squares, or [height, width]"""
+        test: float | None = Field(default=None, gt=0, lt=1)
+        """share drawn as the test split, stratified; 0.3 where nothing is said, and only for a folder without one"""
+        augmentation: Augmentation = "flip"
+        """as for every set of pictures; say `none` where left and right matter (text, digits, road signs)"""
+
+    config: Config
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        train, test = self._folders()
+        classes = _class_folders(train)
+        if test is not None:
+            _demand_equal(classes, _class_folders(test), test)
+        size = config.size if isinstance(config.size, list) else [config.size] * 2
+        self._size = (size[0], size[1])
+        self._describe(Spec({VIEW: (3, *self._size)}, len(classes)))
+        self.classes = classes
+        self._train, self._train_labels = _list(train, classes)
+        self._test, self._test_labels = _list(test, classes) if test else ([], [])
+        self.samples = len(self._train)
+        self.test_share = 0.0 if test else config.test or TEST_SHARE
+
+    def _folders(self) -> tuple[Path, Path | None]:
+        """Where the classes' folders lie, and where those of the test split do."""
+        if not self.root.is_dir():
+            raise DataError(f"dataset.root: there is no folder {self.root}; write the folder of the pictures")
+        test = next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
+        if test is None or not (self.root / "train").is_dir():
+            return self.root, None
+        if self.config.test is not None:
+            raise DataError(
+                f"dataset.test: {self.root} has a test split of its own, {test.name}; leave `test` out"
+            )
+        return self.root / "train", test
+
+    def identity(self) -> dict[str, Any]:
+        """The config, and a hash of the pictures' places below ``root`` and their sizes in bytes."""
+        sizes = {
+            path.relative_to(self.root).as_posix(): path.stat().st_size if path.exists() else None
+            for path in self._train + self._test
+        }
+        digest = hashlib.sha256(repr(sorted(sizes.items())).encode())
+        return super().identity() | {"files": digest.hexdigest()}
+
+    def read(self) -> Raw:
+        """All pictures decoded where they fit, and otherwise checked, to be decoded while they are used."""
+        everything = PictureFiles(self._train + self._test, self._size)
+        count = len(self._train)
+        train: Inputs
+        test: Inputs
+        if len(everything) * math.prod(self._shape) <= memory_limit(self.device):
+            pictures = everything.decoded()
+            train, test = pictures[:count], pictures[count:]
+        else:
+            everything.check()
+            train, test = PictureFiles(self._train, self._size), PictureFiles(self._test, self._size)
+        own = (test, np.array(self._test_labels)) if self._test else ()
+        return Raw(train, np.array(self._train_labels), *own)
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in IGNORED
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """The sorted names of the folders in a folder; raises ``DataError`` where they are fewer than two."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
+    if len(names) < 2:
+        raise DataError(
+            f"dataset.root: {folder} has {len(names)} class folders ({', '.join(names) or 'none'}), and at least "
+            "two are needed; it must hold a folder for each class, or `train` and `test` folders that do"
+        )
+    return names
+
+
+def _demand_equal(train: list[str], test: list[str], folder: Path) -> None:
+    missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
+    if missing or extra:
+        told = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"adds {', '.join(extra)}"] * bool(extra)
+        raise DataError(
+            f"dataset.root: {folder} has other classes than the training folder: it {' and '.join(told)}; "
+            "both need the same class folders"
+        )
+
+
+def _list(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    """The files of all classes in a fixed order, and their labels; raises ``DataError`` for an empty class."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(_files(folder / name))
+        if not found:
+            raise DataError(
+                f"dataset.root: {folder / name} holds no pictures; put some there or delete the folder"
+            )
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = filter(_visible, folders)
+        yield from (Path(place, name) for name in names if _visible(name))
+
+
+# ----------------------------------------------------------------------------------------------- arrays
+
+
+class Arrays(SampleSet):
+    """Samples in a .npz file (`x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`) or a .csv file.
+
+    `x` (N, F) is a table; (N, H, W), (N, C, H, W) or (N, H, W, C) are pictures: uint8, other whole numbers from 0
+    to 255, or floats from 0 to 1. `y` (N,) are whole numbers or strings; the classes are the sorted values. A .csv
+    file has a header, a column of labels, and numbers in all others. Nothing is unpickled.
+    """
+
+    class Config(PictureConfig):
+        """Options of `arrays`."""
+
+        kind: Literal["arrays"]
+        path: Path = Field(strict=False)
+        """the .npz or .csv file; a relative path is looked for in the folder where kdrun is run"""
+        label: str = "label"
+        """the column of the labels in a .csv file"""
+        shape: list[PositiveInt] | None = Field(default=None, min_length=3, max_length=3)
+        """[channels, height, width]: rows are pictures written flat, or which axis of `x` is which"""
+        test: float | None = Field(default=None, gt=0, lt=1)
+        """share drawn as the test split, stratified; 0.3 where nothing is said, and only for a file without one"""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._path = config.path.expanduser()
+        if not self._path.is_file():
+            raise DataError(
+                f"dataset.path: there is no file {self._path}; write the path of a .npz or .csv file"
+            )
+        readers = {".npz": _read_npz, ".csv": _read_csv}
+        if self._path.suffix.lower() not in readers:
+            raise DataError(
+                f"dataset.path: {self._path} is neither a .npz nor a .csv file; write one of these"
+            )
+        train, test, columns = readers[self._path.suffix.lower()](self._path, config)
+        if test is not None and config.test is not None:
+            raise DataError(f"dataset.test: {self._path} has a test part of its own; leave `test` out")
+        inputs = [_inputs(part[0], self._path, config.shape) for part in (train, test) if part is not None]
+        if inputs[0].shape[1:] != inputs[-1].shape[1:] or inputs[0].dtype != inputs[-1].dtype:
+            raise DataError(
+                f"{self._path}: x_train {inputs[0].shape} {inputs[0].dtype} and x_test {inputs[-1].shape} "
+                f"{inputs[-1].dtype} are of different kinds; save both alike"
+            )
+        classes, labels = _labels([part[1] for part in (train, test) if part is not None], self._path)
+        self._describe(Spec({VIEW: tuple(inputs[0].shape[1:])}, len(classes)))
+        self.classes = classes
+        if columns and not self.pictures:
+            self.feature_names = columns
+        self._raw = Raw(inputs[0], labels[0], *((inputs[1], labels[1]) if test is not None else ()))
+        self.samples = len(labels[0])
+        self.test_share = 0.0 if test else config.test or TEST_SHARE
+
+    def identity(self) -> dict[str, Any]:
+        """The config without the path, and the file's hash."""
+        with self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        identity = super().identity() | {"sha256": digest}
+        return {key: value for key, value in identity.items() if key != "path"}
+
+    def read(self) -> Raw:
+        """What was read when the set was made."""
+        return self._raw
+
+
+XY = tuple[np.ndarray, np.ndarray]
+
+
+def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[str]]:
+    """The training part, the test part if there is one, and no names of columns."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error) or "it is empty"
+        raise DataError(
+            f"{path}: cannot be read as .npz: {reason}; write it by numpy.savez(FILE, x=…, y=…)"
+        ) from error
+    for names in (("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
+        if set(names) <= set(arrays):
+            pairs = [(arrays[names[i]], arrays[names[i + 1]]) for i in range(0, len(names), 2)]
+            for (x, y), name in zip(pairs, names[::2], strict=True):
+                _demand_rows(x, y, name, path)
+            return pairs[0], pairs[1] if len(pairs) == 2 else None, []
+    raise DataError(
+        f"{path}: holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test, y_test"
+    )
+
+
+def _demand_rows(x: np.ndarray, y: np.ndarray, name: str, path: Path) -> None:
+    if x.ndim < 2 or x.size == 0 or y.shape not in ((len(x),), (len(x), 1)):
+        raise DataError(
+            f"{path}: {name} is {x.shape} and its labels are {y.shape}; write (N, …) samples and (N,) labels"
+        )
+
+
+def _read_csv(path: Path, config: Any) -> tuple[XY, None, list[str]]:
+    """All rows as one part, no test part, and the names of the columns without the labels'."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            return _parse_csv(csv.reader(file), path, config.label)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path}: is not a .csv file in UTF-8: {error}; save it as one") from error
+
+
+def _parse_csv(lines: Any, path: Path, label: str) -> tuple[XY, None, list[str]]:
+    header = [name.strip() for name in next(lines, [])]
+    if label not in header:
+        known = did_you_mean(label, header, list_all=len(header) <= 20)
+        raise DataError(
+            f"{path}:1: there is no column '{label}' for the labels; write `label: COLUMN`; {known}"
+        )
+    at = header.index(label)
+    columns = header[:at] + header[at + 1 :]
+    rows, labels = [], []
+    for cells in lines:
+        if not cells:
+            continue
+        where = f"{path}:{lines.line_num}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}; mend the line")
+        label_cell = cells.pop(at).strip()
+        if not label_cell:
+            raise DataError(f"{where}: the label is missing; fill it in or delete the line")
+        labels.append(label_cell)
+        rows.append(_numbers(cells, columns, where))
+    if not rows or not columns:
+        raise DataError(f"{path}: holds no samples; it needs a header and rows of numbers and a label")
+    return (np.stack(rows), np.array(labels)), None, columns
+
+
+def _numbers(cells: list[str], columns: list[str], where: str) -> np.ndarray:
+    """A row of finite numbers; raises ``DataError`` with the first cell that is none."""
+    try:
+        row = np.array([float(cell) for cell in cells])
+    except ValueError:
+        row = np.array([math.nan])
+    if np.isfinite(row).all():
+        return row
+    column, cell = next((c, v) for c, v in zip(columns, cells, strict=True) if not _finite(v))
+    raise DataError(
+        f"{where}: column '{column}' holds '{cell}', which is no finite number; mend the cell, or leave the "
+        "column or the line out"
+    )
+
+
+def _finite(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _inputs(x: np.ndarray, path: Path, shape: list[int] | None) -> np.ndarray:
+    """A table (N, F) float64, or pictures (N, C, H, W), uint8 or float32 in [0, 1]."""
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{path}: x holds {x.dtype}, not numbers; save it as uint8 or float32")
+    if not np.isfinite(x).all():
+        place = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
+        raise DataError(f"{path}: x[{place}] is not a finite number; mend it, or leave the sample out")
+    if x.ndim == 2 and shape is None:
+        return x.astype(np.float64)
+    return _unit_or_bytes(_channels_first(x, path, shape), path)
+
+
+def _channels_first(x: np.ndarray, path: Path, shape: list[int] | None) -> np.ndarray:
+    """Pictures (N, C, H, W): by ``shape`` where it is given, else by the axis that can be the channels'."""
+    if shape is not None:
+        channels, height, width = shape
+        if x.shape[1:] in ((math.prod(shape),), tuple(shape)) or (1, *x.shape[1:]) == tuple(shape):
+            return x.reshape(-1, *shape)
+        if x.shape[1:] == (height, width, channels):
+            return x.transpose(0, 3, 1, 2)
+        raise DataError(f"dataset.shape: samples of shape {list(x.shape[1:])} cannot be read as {shape}")
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = x.ndim == 4 and x.shape[1] in CHANNELS, x.ndim == 4 and x.shape[-1] in CHANNELS
+    if first == last:
+        raise DataError(
+            f"{path}: samples of shape {list(x.shape[1:])} are not clearly pictures; write "
+            "`shape: [channels, height, width]`"
+        )
+    return x if first else x.transpose(0, 3, 1, 2)
+
+
+def _unit_or_bytes(x: np.ndarray, path: Path) -> np.ndarray:
+    low, high = float(x.min()), float(x.max())
+    if x.dtype == np.uint8:
+        return x
+    if low >= 0 and high <= 1:
+        return x.astype(np.float32)
+    if low >= 0 and high <= 255 and (x == np.rint(x)).all():
+        return x.astype(np.uint8)
+    raise DataError(
+        f"{path}: pictures hold values from {low:g} to {high:g}; save them as whole numbers from 0 to 255 or as "
+        "floats from 0 to 1"
+    )
+
+
+def _labels(given: list[np.ndarray], path: Path) -> tuple[list[str], list[np.ndarray]]:
+    """The classes' names, sorted, and the labels of each part as positions in them.
+
+    Whole numbers that stand as text are sorted as numbers. Raises ``DataError`` where labels are no classes, or
+    the test part has some that the training part lacks.
+    """
+    flat = [labels.ravel() for labels in given]
+    if any(labels.dtype.kind not in "biuU" for labels in flat):
+        raise DataError(
+            f"{path}: the labels are {flat[0].dtype}; save whole numbers or strings, one for each class"
+        )
+    if any(labels.dtype.kind == "U" for labels in flat):
+        flat = [labels.astype(str) for labels in flat]
+        with contextlib.suppress(ValueError):
+            flat = [labels.astype(np.int64) for labels in flat]
+    values = np.unique(flat[0])
+    if len(values) < 2:
+        raise DataError(f"{path}: all labels are {values[0]}; at least two classes are needed")
+    unseen = np.setdiff1d(flat[-1], values)
+    if len(unseen):
+        raise DataError(
+            f"{path}: the test part has the classes {', '.join(map(str, unseen[:LISTED]))} which no training "
+            "sample has; leave them out, or bring samples of them"
+        )
+    return [str(value) for value in values], [np.searchsorted(values, labels) for labels in flat]

@@ -1,0 +1,1079 @@
+import csv
+import gzip
+import hashlib
+import os
+import shutil
+import time
+import zipfile
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from kdrun import registry
+from kdrun.contracts import HIDDEN, Draw, Spec
+from kdrun.data import Raw, SampleSet, base, files, sampling
+from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
+from kdrun.errors import DataError
+from kdrun.randomness import generator
+
+CPU = torch.device("cpu")
+VIEW = "input"
+
+
+def make(kind, **options):
+    component = registry.DATASETS[kind]
+    return component(component.Config.model_validate({"kind": kind, **options}))
+
+
+def loaded(kind, **options):
+    dataset = make(kind, **options)
+    dataset.load(CPU)
+    return dataset
+
+
+def small(**options):
+    return loaded(
+        "synthetic", **{"shape": [3, 6, 6], "classes": 4, "samples": 40, "test_samples": 8} | options
+    )
+
+
+def same(one, other):
+    mixes = (one.mix is None) == (other.mix is None)
+    if one.mix is not None and other.mix is not None:
+        mixes = one.mix.partner.equal(other.mix.partner) and one.mix.share.equal(other.mix.share)
+    tensors = [(one.views[VIEW], other.views[VIEW]), (one.labels, other.labels), (one.index, other.index)]
+    return mixes and all(a.dtype == b.dtype and a.equal(b) for a, b in tensors)
+
+
+def all_same(some, others):
+    some, others = list(some), list(others)
+    return len(some) == len(others) and all(same(a, b) for a, b in zip(some, others, strict=True))
+
+
+def whole(dataset, name):
+    batches = list(dataset.split(name, batch_size=7))
+    views, labels = (torch.cat([b.views[VIEW] for b in batches]), torch.cat([b.labels for b in batches]))
+    assert torch.cat([b.index for b in batches]).tolist() == list(range(len(labels)))
+    return views, labels
+
+
+# ------------------------------------------------------------------------------------------- every kind
+
+
+def test_the_kinds():
+    kinds = "arrays breast_cancer cifar10 cifar100 digits fashion-mnist image-folder iris mnist svhn synthetic wine"
+    assert set(kinds.split()) <= set(registry.DATASETS)
+
+
+@pytest.mark.parametrize("kind", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "digits", "iris"])
+def test_fixed_sets_know_their_form_without_files(kind, tmp_path):
+    dataset = make(kind, root=str(tmp_path))
+    assert dataset.spec.classes == {"cifar100": 100, "iris": 3}.get(kind, 10)
+    assert dataset.steps(Draw(0, 32)) > 0
+    assert dataset.identity()["kind"] == kind
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "classes", "rows"),
+    [
+        ("digits", (1, 8, 8), 10, 540),
+        ("iris", (4,), 3, 45),
+        ("wine", (13,), 3, 54),
+        ("breast_cancer", (30,), 2, 171),
+    ],
+)
+def test_bundled_sets(kind, shape, classes, rows):
+    dataset = loaded(kind)
+    assert dataset.spec == Spec({VIEW: shape}, classes)
+    assert len(dataset.labels("test")) == rows
+    assert len(dataset.classes) == classes
+    assert len(dataset.feature_names) == (0 if dataset.pictures else shape[0])
+    batch = next(dataset.batches(Draw(0, 16), 0))
+    assert batch.views[VIEW].shape == (16, *shape)
+    assert (batch.views[VIEW].dtype, batch.labels.dtype, batch.index.dtype) == (
+        torch.float32,
+        torch.int64,
+        torch.int64,
+    )
+    assert batch.mix is None
+
+
+def test_digits_keep_all_seventeen_shades():
+    dataset = loaded("digits")
+    from sklearn.datasets import load_digits
+
+    mean, std = dataset._normaliser
+    views, labels = whole(dataset, "test")
+    shades = ((views * std + mean) * 16).round().long().flatten(1)
+    known = {
+        tuple(row.astype(int)): int(label) for row, label in zip(*load_digits(return_X_y=True), strict=True)
+    }
+    assert all(
+        known[tuple(row)] == label for row, label in zip(shades.tolist(), labels.tolist(), strict=True)
+    )
+
+
+def test_load_reads_once(monkeypatch):
+    dataset = make("digits")
+    calls = []
+    read = type(dataset).read
+    monkeypatch.setattr(type(dataset), "read", lambda self: calls.append(1) or read(self))
+    dataset.load(CPU)
+    dataset.load(CPU)
+    assert len(calls) == 1
+
+
+def test_a_new_set_is_one_small_class():
+    class Two(SampleSet):
+        class Config(PictureConfig):
+            kind: str = "two"
+
+        spec = Spec({VIEW: (1, 2, 2)}, 2)
+        samples = 4
+
+        def read(self):
+            pictures = np.arange(16, dtype=np.uint8).reshape(4, 1, 2, 2)
+            return Raw(pictures, np.array([0, 1, 0, 1]), pictures[:1], np.array([1]))
+
+    dataset = Two(Two.Config())
+    dataset.load(CPU)
+    assert dataset.labels("test").tolist() == [1]
+    assert dataset.steps(Draw(0, 3)) == 1
+
+
+def test_what_is_scored_and_where_it_lies_are_no_part_of_the_identity(tmp_path):
+    one = make("digits", root=str(tmp_path), metric="macro-f1").identity()
+    assert one == make("digits").identity()
+    for change in (
+        {"seed": 1},
+        {"validation": 0.1},
+        {"labels_per_class": 3},
+        {"augmentation": "crop"},
+        {"test": 0.2},
+    ):
+        assert make("digits", **change).identity() != one
+
+
+def test_steps_are_known_before_loading():
+    for options in ({}, {"validation": 0.13}, {"test": 0.37, "validation": 0.2}):
+        dataset = make("iris", **options)
+        before = [dataset.steps(Draw(0, size)) for size in (1, 7, 1000)]
+        dataset.load(CPU)
+        left = len(dataset.labels("train"))
+        assert before == [left, left // 7, 1]
+
+
+# ---------------------------------------------------------------------------------------------- splits
+
+
+@given(
+    counts=st.lists(st.integers(3, 40), min_size=2, max_size=6),
+    share=st.floats(0.05, 0.5),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=40, deadline=None)
+def test_stratified_splits(counts, share, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rest, held = sampling.stratified(labels, share, seed, "test")
+    assert sorted([*rest, *held]) == list(range(len(labels)))
+    assert len(held) == sampling.held_out(len(labels), share)
+    found = np.bincount(labels[held], minlength=len(counts))
+    exact = np.array(counts) * len(held) / len(labels)
+    assert (np.bincount(labels[rest], minlength=len(counts)) >= 1).all()
+    assert (np.abs(found - exact) < 1.001).all()
+
+
+def test_shares_are_not_rounded_up_by_binary_fractions():
+    assert sampling.held_out(100, 0.07) == 7
+    assert sampling.held_out(1797, 0.3) == 540
+
+
+def test_a_split_leaves_every_class_a_sample_or_says_so():
+    rest, held = sampling.stratified(np.array([0, 0, 0, 0, 0, 1]), 0.6, 0, "test")
+    assert len(held) == 4 and 5 in rest
+    with pytest.raises(DataError, match=r"dataset\.validation: 2 of 3 .* smaller share"):
+        sampling.stratified(np.array([0, 1, 1]), 0.5, 0, "validation")
+
+
+def test_splits_are_disjoint_and_drawn_by_the_sets_own_seed():
+    dataset = loaded("iris", validation=0.2)
+    parts = [whole(dataset, name)[0] for name in ("train", "validation", "test")]
+    assert [len(p) for p in parts] == [84, 21, 45]
+    assert np.bincount(dataset.labels("validation")).tolist() == [7, 7, 7]
+    again, other = loaded("iris", validation=0.2), loaded("iris", validation=0.2, seed=1)
+    assert again.test_hash() == dataset.test_hash() != other.test_hash()
+    assert whole(again, "validation")[0].equal(parts[1])
+
+
+def test_no_validation_split_is_an_empty_one():
+    dataset = small()
+    assert list(dataset.split("validation")) == []
+    assert len(dataset.labels("validation")) == 0
+
+
+def test_the_test_hash_depends_on_inputs_and_labels_alone(tmp_path):
+    plain = loaded("iris")
+    assert loaded("iris", validation=0.3, labels_per_class=2).test_hash() == plain.test_hash()
+    assert len(plain.test_hash()) == 64
+
+    def hashed(**changes):
+        saved = {"x_train": BYTES, "y_train": Y, "x_test": BYTES, "y_test": Y} | changes
+        dataset = arrays(tmp_path, **saved)
+        dataset.load(CPU)
+        return dataset.test_hash()
+
+    one = hashed()
+    assert hashed(x_train=255 - BYTES, y_train=1 - Y) == one
+    assert len({one, hashed(x_test=255 - BYTES), hashed(y_test=1 - Y)}) == 3
+
+
+def test_labelled_subset():
+    dataset = loaded("digits", labels_per_class=5, validation=0.1)
+    labels, given_ = dataset.labels("train"), dataset.labels("train", given=True)
+    seen = given_ != HIDDEN
+    assert np.bincount(given_[seen]).tolist() == [5] * 10
+    assert (given_[seen] == labels[seen]).all() and (labels != HIDDEN).all()
+    more = loaded("digits", labels_per_class=6, validation=0.1).labels("train", given=True) != HIDDEN
+    assert (more | ~seen).all(), "a larger subset contains the smaller one"
+    for name in ("validation", "test"):
+        assert (dataset.labels(name, given=True) == dataset.labels(name)).all()
+    _, train = whole(dataset, "train")
+    assert train.tolist() == labels.tolist()
+
+
+def test_labels_are_handed_out_as_a_copy():
+    dataset = small()
+    dataset.labels("train")[:] = 0
+    assert dataset.labels("train").max() == 3
+
+
+def test_too_many_labels_are_an_error():
+    with pytest.raises(DataError, match=r"labels_per_class: 36 .* 'setosa' has 35 .* at most 35"):
+        loaded("iris", labels_per_class=36)
+    dataset = make("iris", labels_per_class=36)
+    for _ in range(2):  # a load that failed is no load
+        with pytest.raises(DataError):
+            dataset.load(CPU)
+
+
+# ----------------------------------------------------------------------------------------------- order
+
+
+@given(
+    samples=st.integers(1, 50),
+    size=st.integers(1, 60),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+    first=st.integers(0, 10),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_is_a_permutation_cut_into_full_batches(samples, size, seed, epoch, first):
+    order = sampling.epoch_order(samples, Draw(seed, size), epoch)
+    assert order.shape == (max(1, samples // size), min(size, samples))
+    drawn = order.flatten().tolist()
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(range(samples))
+    assert sampling.epoch_order(samples, Draw(seed, size), epoch, first).equal(order[first:])
+
+
+@given(
+    labelled=st.integers(1, 12),
+    size=st.integers(1, 15),
+    per_epoch=st.integers(1, 9),
+    seed=st.integers(0, 3),
+    first=st.integers(0, 10),
+)
+@settings(max_examples=60, deadline=None)
+def test_few_labels_are_drawn_pass_after_pass(labelled, size, per_epoch, seed, first):
+    rows, draw = torch.arange(labelled) * 3 + 1, Draw(seed, size, labelled_only=True)
+    epochs = [sampling.stream_order(rows, draw, epoch, per_epoch) for epoch in range(5)]
+    assert all(order.shape == (per_epoch, min(size, labelled)) for order in epochs)
+    stream = torch.cat(epochs).flatten()
+    for start in range(0, len(stream) - labelled + 1, labelled):
+        assert sorted(stream[start : start + labelled].tolist()) == rows.tolist(), "without replacement"
+    counts = torch.bincount(stream, minlength=int(rows[-1]) + 1)[rows]
+    assert counts.max() - counts.min() <= 1, "every label equally often"
+    assert sampling.stream_order(rows, draw, 3, per_epoch, first).equal(epochs[3][first:])
+
+
+def test_passes_differ():
+    rows = torch.arange(30)
+    order = sampling.stream_order(rows, Draw(0, 30, labelled_only=True), 0, 4)
+    assert len({tuple(row) for row in order.tolist()}) == 4
+
+
+DRAWS = {
+    "plain": Draw(3, 8),
+    "teacher": Draw(3, 8, labels="all", purpose="teacher"),
+    "labelled": Draw(3, 8, labelled_only=True),
+    "mixup": Draw(3, 8, mixup=0.4),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_first_skips_to_the_very_same_batches(name):
+    dataset = small(augmentation="strong", labels_per_class=3)
+    every = list(dataset.batches(DRAWS[name], epoch=2))
+    assert len(every) == dataset.steps(DRAWS[name]) == 5
+    for first in (0, 1, 4, 5, 9):
+        assert all_same(dataset.batches(DRAWS[name], 2, first), every[first:])
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_gives_the_same_batches_whatever_else_was_drawn(name):
+    alone = list(small(augmentation="strong", labels_per_class=3).batches(DRAWS[name], 1))
+    dataset = small(augmentation="strong", labels_per_class=3)
+    others = [dataset.batches(draw, epoch) for draw in DRAWS.values() for epoch in range(2)]
+    torch.manual_seed(7)
+    mine = []
+    for batch in dataset.batches(DRAWS[name], 1):
+        mine.append(batch)
+        for other in others:
+            next(other, None)
+    assert all_same(mine, alone)
+
+
+def test_global_generators_are_left_alone():
+    before, np_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    dataset = small(augmentation="strong", labels_per_class=3, validation=0.2)
+    list(dataset.batches(DRAWS["mixup"], 0))
+    assert torch.random.get_rng_state().equal(before)
+    assert (np.random.get_state()[1] == np_before).all()
+
+
+def test_seeds_purposes_and_epochs_differ():
+    dataset = small(augmentation="standard")
+    draws = [(Draw(0, 8), 0), (Draw(1, 8), 0), (Draw(0, 8, purpose="teacher"), 0), (Draw(0, 8), 1)]
+    orders = {tuple(torch.cat([b.index for b in dataset.batches(*d)]).tolist()) for d in draws}
+    assert len(orders) == 4
+
+
+def test_the_stream_of_labelled_samples_differs_by_seed_and_purpose():
+    draws = [Draw(0, 9, labelled_only=True), Draw(1, 9, labelled_only=True)]
+    draws += [Draw(0, 9, labelled_only=True, purpose="teacher")]
+    streams = {tuple(sampling.stream_order(torch.arange(9), d, 0, 4).flatten().tolist()) for d in draws}
+    assert len(streams) == 3
+
+
+def test_augmentation_and_mixup_differ_by_seed_purpose_epoch_and_step(tmp_path):
+    pictures = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 1, 9, 9), dtype=np.uint8), 20, axis=0)
+    np.savez(tmp_path / "alike.npz", x_train=pictures, y_train=Y, x_test=pictures, y_test=Y)
+    dataset = loaded("arrays", path=str(tmp_path / "alike.npz"), augmentation="standard")
+    seen, mixes = set(), set()
+    for draw in (Draw(0, 10), Draw(1, 10), Draw(0, 10, purpose="teacher")):
+        for epoch in range(2):
+            seen |= {b.views[VIEW].numpy().tobytes() for b in dataset.batches(draw, epoch)}
+            mixed = dataset.batches(replace(draw, mixup=1.0), epoch)
+            mixes |= {tuple(b.mix.partner.tolist()) + tuple(b.mix.share.tolist()) for b in mixed}
+    assert len(seen) == len(mixes) == 3 * 2 * 2
+
+
+def test_index_is_the_place_in_the_training_split():
+    dataset = loaded("iris", validation=0.2)
+    views, labels = whole(dataset, "train")
+    for batch in dataset.batches(Draw(0, 16), 0):
+        assert batch.views[VIEW].equal(views[batch.index]) and batch.labels.equal(labels[batch.index])
+
+
+def test_labels_are_hidden_as_the_draw_says():
+    dataset = loaded("iris", labels_per_class=3)
+    given_ = torch.from_numpy(dataset.labels("train", given=True))
+    everything = torch.from_numpy(dataset.labels("train"))
+    for batch in dataset.batches(Draw(0, 16), 0):
+        assert batch.labels.equal(given_[batch.index])
+    for batch in dataset.batches(Draw(0, 16, labels="all"), 0):
+        assert batch.labels.equal(everything[batch.index])
+    few = list(dataset.batches(Draw(0, 16, labelled_only=True), 0))
+    assert len(few) == dataset.steps(Draw(0, 16)) and {len(b) for b in few} == {9}
+    assert all((batch.labels != HIDDEN).all() for batch in few)
+
+
+def test_a_batch_is_never_larger_than_the_set():
+    batches = list(loaded("iris").batches(Draw(0, 1000), 0))
+    assert [len(batch) for batch in batches] == [105]
+
+
+# --------------------------------------------------------------------------------------- normalisation
+
+
+def test_tables_are_standardised_by_the_training_split():
+    dataset = loaded("wine", validation=0.2)
+    train, _ = whole(dataset, "train")
+    assert torch.allclose(train.mean(0), torch.zeros(13), atol=1e-5)
+    assert torch.allclose(train.std(0, correction=0), torch.ones(13), atol=1e-5)
+    assert whole(dataset, "test")[0].mean(0).abs().max() > 0.01
+
+
+def test_constant_columns_are_zero_and_large_offsets_keep_their_digits(tmp_path):
+    x = np.stack([np.full(40, 0.1), 1.7e9 + np.arange(40), np.arange(40) % 3], axis=1)
+    np.savez(tmp_path / "t.npz", x_train=x, y_train=np.arange(40) % 2, x_test=x + 1, y_test=np.arange(40) % 2)
+    dataset = loaded("arrays", path=str(tmp_path / "t.npz"))
+    train, test = whole(dataset, "train")[0], whole(dataset, "test")[0]
+    assert (train[:, 0] == 0).all() and (test[:, 0] == 0).all()
+    exact = (np.arange(40) - 19.5) / np.arange(40).std()
+    assert np.allclose(train[:, 1], exact, atol=1e-6)
+    assert np.allclose(test[:, 1], exact + 1 / np.arange(40).std(), atol=1e-6)
+
+
+def test_pictures_without_published_figures_are_normalised_by_the_training_split():
+    dataset = small(validation=0.2)
+    train, _ = whole(dataset, "train")
+    assert torch.allclose(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(train.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4)
+
+
+def test_synthetic_sets_can_be_learnt_and_come_from_the_seed():
+    from sklearn.linear_model import LogisticRegression
+
+    for shape in ([1, 28, 28], [12]):
+        dataset = loaded("synthetic", shape=shape)
+        (x, y), (x_test, y_test) = whole(dataset, "train"), whole(dataset, "test")
+        assert not x[:200].equal(x_test[:200])
+        model = LogisticRegression(max_iter=50).fit(x.flatten(1), y)
+        assert model.score(x_test.flatten(1), y_test) > 0.7
+        assert loaded("synthetic", shape=shape).test_hash() == dataset.test_hash()
+        assert loaded("synthetic", shape=shape, seed=1).test_hash() != dataset.test_hash()
+    with pytest.raises(DataError, match="3 samples cannot show 10 classes"):
+        make("synthetic", samples=3)
+    with pytest.raises(ValidationError, match="channels, height, width"):
+        make("synthetic", shape=[28, 28])
+
+
+# ------------------------------------------------------------------------------------------------ mixup
+
+
+def test_mixup():
+    dataset, draw = small(), Draw(0, 8, mixup=0.5)
+    for plain, mixed in zip(dataset.batches(Draw(0, 8), 0), dataset.batches(draw, 0), strict=True):
+        assert mixed.index.equal(plain.index) and mixed.labels.equal(plain.labels)
+        assert sorted(mixed.mix.partner.tolist()) == list(range(8))
+        assert mixed.mix.share.shape == (8,) and len(set(mixed.mix.share.tolist())) == 8
+        assert ((mixed.mix.share >= 0) & (mixed.mix.share <= 1)).all()
+        share, x = mixed.mix.share.view(-1, 1, 1, 1), plain.views[VIEW]
+        assert torch.allclose(mixed.views[VIEW], share * x + (1 - share) * x[mixed.mix.partner])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixup_shares_are_beta(alpha):
+    from scipy.stats import beta, kstest
+
+    dataset = loaded("synthetic", shape=[1], samples=2000)
+    shares = torch.cat([b.mix.share for b in dataset.batches(Draw(0, 200, mixup=alpha), 0)])
+    assert kstest(shares.numpy(), beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+# --------------------------------------------------------------------------------------- augmentation
+
+
+def draws(seed=0):
+    return generator(seed, "test")
+
+
+MEAN = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+
+
+def test_crop_is_the_window_of_the_padded_picture():
+    pictures = torch.rand(25, 3, 5, 7)
+    top, left = torch.arange(25) // 5, torch.arange(25) % 5
+    found = crop(pictures, top, left, padding=2)
+    padded = np.pad(pictures.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    for i in range(25):
+        assert (found[i].numpy() == padded[i, :, top[i] : top[i] + 5, left[i] : left[i] + 7]).all()
+
+
+def test_crop_offsets_are_uniform_and_each_samples_own():
+    place = (torch.arange(64) + 1.0).view(1, 1, 8, 8).expand(8100, 1, 8, 8)
+    out = Crop(kind="crop", padding=1).apply(place, MEAN, draws())
+    centre = out[:, 0, 4, 4].long() - 1
+    counts = torch.bincount((centre // 8 - 3) * 3 + centre % 8 - 3, minlength=9)
+    assert len(counts) == 9 and counts.sum() == 8100
+    assert ((counts - 900).square() / 900).sum() < 26.1  # chi-square, 8 degrees of freedom, p = 0.001
+
+
+def test_crop_equals_torchvisions_where_the_offsets_are_equal():
+    from torchvision.transforms import v2
+
+    picture = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    reference = {v2.RandomCrop(8, padding=1)(picture).numpy().tobytes() for _ in range(300)}
+    cropped = Crop(kind="crop", padding=1).apply(picture.expand(300, -1, -1, -1) / 255, MEAN, draws())
+    assert {(p * 255).round().to(torch.uint8).numpy().tobytes() for p in cropped} == reference
+
+
+def test_flip():
+    pictures = torch.rand(2000, 1, 3, 4)
+    out = Flip(kind="flip").apply(pictures, MEAN, draws())
+    flipped = (out == pictures.flip(-1)).all(dim=(1, 2, 3))
+    kept = (out == pictures).all(dim=(1, 2, 3))
+    assert (flipped ^ kept).all()
+    assert 900 < flipped.sum() < 1100
+
+
+def test_cutout_fills_a_square_with_the_mean_colour():
+    out = Cutout(kind="cutout", size=4).apply(torch.full((3000, 3, 8, 8), 0.1), MEAN, draws())
+    hole = (out == MEAN).all(dim=1)
+    assert ((out == MEAN) == hole[:, None]).all() and (
+        out.masked_select(~hole[:, None].expand_as(out)) == 0.1
+    ).all()
+    rows, columns = hole.any(2).sum(1), hole.any(1).sum(1)
+    assert (hole.sum((1, 2)) == rows * columns).all(), "a rectangle"
+    assert set(rows.tolist()) == {2, 3, 4}, "cut off at the border"
+    assert hole.any(0).all() and len(torch.unique(hole, dim=0)) == 64, "every centre occurs"
+
+
+def test_jitter():
+    part = Jitter(kind="jitter", brightness=0.5, contrast=0.0)
+    out = part.apply(torch.full((500, 3, 2, 2), 0.4), MEAN, draws())
+    factors = out[:, 0, 0, 0] / 0.4
+    assert torch.allclose(out, out[:, :1, :1, :1].expand_as(out))
+    assert 0.5 <= factors.min() < 0.55 and 1.45 < factors.max() <= 1.5
+    pictures = 0.3 + 0.4 * torch.rand(500, 3, 4, 4)
+    out = Jitter(kind="jitter", brightness=0.0, contrast=0.3).apply(pictures, MEAN, draws())
+    assert torch.allclose(out.mean((1, 2, 3)), pictures.mean((1, 2, 3)), atol=1e-6)
+    ratios = out.std((1, 2, 3)) / pictures.std((1, 2, 3))
+    assert 0.7 <= ratios.min() + 1e-5 < 0.75 and 1.25 < ratios.max() <= 1.3 + 1e-5
+    out = Jitter(kind="jitter", brightness=1.0, contrast=1.0).apply(torch.rand(500, 3, 4, 4), MEAN, draws())
+    assert out.min() >= 0 and out.max() <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n != "none"])
+def test_presets_change_training_batches_only(name):
+    plain, changed = small(), small(augmentation=name)
+    for split in ("train", "test"):
+        assert whole(plain, split)[0].equal(whole(changed, split)[0])
+    one, other = next(plain.batches(Draw(0, 8), 0)), next(changed.batches(Draw(0, 8), 0))
+    assert one.index.equal(other.index) and not one.views[VIEW].equal(other.views[VIEW])
+    spelt = small(augmentation=[part.model_dump() for part in PRESETS[name]])
+    assert all_same(spelt.batches(Draw(0, 8), 0), changed.batches(Draw(0, 8), 0))
+
+
+def test_crop_pads_with_black():
+    dataset = small(augmentation=[{"kind": "crop", "padding": 6}])
+    mean, std = dataset._normaliser
+    black = torch.isclose(next(dataset.batches(Draw(0, 40), 0)).views[VIEW], (0 - mean) / std).float().mean()
+    assert 0.5 < black < 0.9
+
+
+def test_tables_cannot_be_augmented(tmp_path):
+    with pytest.raises(DataError, match="rows of 5 numbers"):
+        make("synthetic", shape=[5], augmentation="flip")
+
+
+def test_defaults_of_augmentation():
+    kinds = {"cifar10": "standard", "cifar100": "standard", "mnist": "none", "digits": "none", "svhn": "none"}
+    for kind, preset in kinds.items():
+        assert make(kind).config.augmentation == preset
+
+
+@pytest.mark.parametrize("given_", ["standrad", [{"kind": "crop", "pading": 3}], [{"kind": "crpo"}]])
+def test_a_wrong_augmentation_is_one_error(given_):
+    with pytest.raises(ValidationError) as caught:
+        make("cifar10", augmentation=given_)
+    assert caught.value.error_count() == 1
+
+
+# ---------------------------------------------------------------------------------------- image folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, different sizes and modes, each picture of one colour: 40·i in class a, 30·i + 5 in class b."""
+    for part, count in (("train", 5), ("test", 2)):
+        for name, step, start in (("a", 40, 0), ("b", 30, 5)):
+            place = tmp_path / "photos" / part / name
+            place.mkdir(parents=True)
+            (place / ".DS_Store").write_bytes(b"x")
+            for i in range(count):
+                mode = ["L", "RGB", "RGBA", "P", "L"][i]
+                Image.new("L", (6 + i, 9), step * i + start).convert(mode).save(place / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_image_folder(folder):
+    dataset = loaded("image-folder", root=str(folder), size=[4, 5])
+    assert dataset.spec == Spec({VIEW: (3, 4, 5)}, 2) and list(dataset.classes) == ["a", "b"]
+    views, labels = whole(dataset, "train")
+    assert labels.tolist() == [0] * 5 + [1] * 5
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    shades = (views * std.view(3, 1, 1) + mean.view(3, 1, 1)) * 255
+    expected = torch.tensor([0, 40, 80, 120, 160, 5, 35, 65, 95, 125.0]).view(-1, 1, 1, 1)
+    assert torch.allclose(shades, expected.expand_as(shades), atol=1e-3)
+    assert dataset.labels("test").tolist() == [0, 0, 1, 1]
+    assert dataset.config.augmentation == "flip"
+
+
+def test_pictures_are_resized_as_pillow_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    found = files.decode(tmp_path / "p.png", (8, 6))
+    assert (found.transpose(1, 2, 0) == np.asarray(Image.fromarray(pixels).resize((6, 8), 2))).all()
+    deep = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (files.decode(tmp_path / "deep.png", (8, 8)) == (deep >> 8)).all()
+
+
+def test_val_serves_as_test_and_one_folder_is_split(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(loaded("image-folder", root=str(folder), size=4).labels("test")) == 4
+    dataset = loaded("image-folder", root=str(folder / "train"), size=4, test=0.4)
+    assert np.bincount(dataset.labels("test")).tolist() == [2, 2]
+    assert np.bincount(dataset.labels("train")).tolist() == [3, 3]
+    with pytest.raises(DataError, match="has a test split of its own, val; leave `test` out"):
+        make("image-folder", root=str(folder), test=0.4)
+
+
+def test_the_streaming_path_gives_the_same_bits(folder, monkeypatch):
+    options = {
+        "root": str(folder),
+        "size": 6,
+        "augmentation": "strong",
+        "validation": 0.2,
+        "labels_per_class": 2,
+    }
+    stored = loaded("image-folder", **options)
+    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(base, "WORKERS", 2)
+    state = torch.random.get_rng_state()
+    streamed = loaded("image-folder", **options)
+    assert isinstance(streamed._parts["train"].source, base.Streamed)
+    assert isinstance(stored._parts["train"].source, base.Stored)
+    draw = Draw(1, 3, mixup=0.3)
+    assert all_same(stored.batches(draw, 1, first=1), streamed.batches(draw, 1, first=1))
+    assert all_same(stored.split("test", 3), streamed.split("test", 3))
+    assert stored.test_hash() == streamed.test_hash()
+    assert torch.random.get_rng_state().equal(state)
+
+
+def test_streaming_without_a_test_folder(folder, monkeypatch):
+    stored = loaded("image-folder", root=str(folder / "train"), size=6)
+    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(base, "WORKERS", 0)
+    streamed = loaded("image-folder", root=str(folder / "train"), size=6)
+    assert all_same(stored.batches(Draw(0, 2), 0), streamed.batches(Draw(0, 2), 0))
+    assert all_same(stored.split("test"), streamed.split("test"))
+
+
+def test_a_picture_that_vanishes_while_streaming_is_named(folder, monkeypatch):
+    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(base, "WORKERS", 1)
+    dataset = loaded("image-folder", root=str(folder), size=6)
+    (folder / "train" / "a" / "3.png").unlink()
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        list(dataset.split("train", 4))
+    assert time.monotonic() - began < 4, "workers that still wait for orders are killed after five seconds"
+    assert str(caught.value).startswith(str(folder / "train" / "a" / "3.png"))
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_all_broken_pictures_are_named_at_once(folder, monkeypatch, limit):
+    monkeypatch.setattr(files, "memory_limit", lambda device: limit)
+    train = folder / "train" / "a"
+    whole_file = (train / "1.png").read_bytes()
+    Image.effect_noise((64, 64), 50).save(train / "noise.jpg")
+    (train / "truncated.jpg").write_bytes((train / "noise.jpg").read_bytes()[:900])
+    (train / "truncated.png").write_bytes(whole_file[: len(whole_file) // 2])
+    (train / "empty.png").touch()
+    (folder / "test" / "b" / "notes.txt").write_text("no picture")
+    (train / "gone.png").symlink_to(folder / "nowhere.png")
+    dataset = make("image-folder", root=str(folder), size=6)
+    assert dataset.identity()
+    with pytest.raises(DataError) as caught:
+        dataset.load(CPU)
+    message = str(caught.value)
+    assert message.startswith("dataset: 5 of 20 pictures cannot be read")
+    for name in ("truncated.jpg", "truncated.png", "empty.png", "notes.txt", "gone.png"):
+        assert name in message
+    assert "noise.jpg" not in message
+
+
+def test_many_broken_pictures_are_counted(folder):
+    for i in range(23):
+        (folder / "train" / "a" / f"broken{i}.png").touch()
+    with pytest.raises(DataError) as caught:
+        loaded("image-folder", root=str(folder), size=6)
+    assert str(caught.value).count("/broken") == 10
+    assert str(caught.value).endswith("and 13 more")
+
+
+def test_wrong_folders(folder, tmp_path):
+    def refused(match, root=folder):
+        with pytest.raises(DataError, match=match):
+            make("image-folder", root=str(root))
+
+    refused("there is no folder .*nowhere", tmp_path / "nowhere")
+    (folder / "test" / "b").rename(folder / "test" / "c")
+    refused("test has other classes than the training folder: it lacks b and adds c")
+    (folder / "test" / "c").rename(folder / "test" / "b")
+    (folder / "train" / "empty").mkdir()
+    (folder / "test" / "empty").mkdir()
+    (folder / "train" / "empty" / ".DS_Store").touch()
+    refused("empty holds no pictures")
+    shutil.rmtree(folder / "test")
+    refused("1 class folders .*train.* at least two")
+
+
+def test_the_identity_of_a_folder_is_its_contents(folder, tmp_path):
+    one = make("image-folder", root=str(folder)).identity()
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert make("image-folder", root=str(moved)).identity() == one
+    (moved / "train" / "a" / ".hidden").touch()
+    assert make("image-folder", root=str(moved)).identity() == one
+    (moved / "train" / "a" / "0.png").rename(moved / "train" / "a" / "zero.png")
+    assert make("image-folder", root=str(moved)).identity() != one
+
+
+def test_deeper_folders_belong_to_their_class(folder):
+    (folder / "train" / "a" / "deeper").mkdir()
+    (folder / "train" / "a" / "0.png").rename(folder / "train" / "a" / "deeper" / "0.png")
+    assert np.bincount(loaded("image-folder", root=str(folder), size=4).labels("train")).tolist() == [5, 5]
+
+
+# ----------------------------------------------------------------------------------------------- arrays
+
+
+def arrays(tmp_path, options=None, **saved):
+    np.savez(tmp_path / "data.npz", **saved)
+    return make("arrays", path=str(tmp_path / "data.npz"), **(options or {}))
+
+
+Y = np.arange(20) % 2
+RANDOM = np.random.default_rng(0)
+BYTES = RANDOM.integers(0, 256, (20, 3, 6, 5), dtype=np.uint8)
+
+
+def raw_pictures(dataset):
+    dataset.load(CPU)
+    mean, std = dataset._normaliser
+    return whole(dataset, "test")[0] * std + mean
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "exact"),
+    [
+        (BYTES, None, BYTES / 255),
+        (BYTES.transpose(0, 2, 3, 1), None, BYTES / 255),
+        (BYTES[:, 0], None, BYTES[:, :1] / 255),
+        (BYTES.astype(np.int64), None, BYTES / 255),
+        (BYTES.astype(np.float64), None, BYTES / 255),
+        ((BYTES / 255).astype(np.float32), None, BYTES / 255),
+        (BYTES.reshape(20, -1), [3, 6, 5], BYTES / 255),
+        (BYTES.transpose(0, 2, 3, 1), [3, 6, 5], BYTES / 255),
+        (BYTES[:, 0], [1, 6, 5], BYTES[:, :1] / 255),
+        (BYTES[:, :2], [2, 6, 5], BYTES[:, :2] / 255),
+    ],
+)
+def test_arrays_of_pictures(tmp_path, x, shape, exact):
+    dataset = arrays(tmp_path, {"shape": shape}, x_train=x, y_train=Y, x_test=x, y_test=Y)
+    assert dataset.spec.shapes[VIEW] == exact.shape[1:]
+    assert np.allclose(raw_pictures(dataset), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "message"),
+    [
+        (BYTES / 255 - 0.5, None, "from -0.5 to 0.5; save them as whole numbers from 0 to 255"),
+        (BYTES + 0.5, None, "save them as whole numbers"),
+        (BYTES[:, :2], None, r"\[2, 6, 5\] are not clearly pictures; write `shape"),
+        (BYTES[..., :3], None, r"\[3, 6, 3\] are not clearly pictures"),
+        (BYTES, [1, 6, 5], r"dataset\.shape: .*\[3, 6, 5\] cannot be read as \[1, 6, 5\]"),
+        (BYTES.astype(complex), None, "complex128, not numbers"),
+        (np.where(BYTES == 7, np.nan, BYTES), None, r"x\[\d+, \d, \d, \d\] is not a finite number"),
+        (np.arange(20), None, r"x is \(20,\) and its labels are \(20,\)"),
+        (BYTES[:19], None, r"x is \(19, 3, 6, 5\) and its labels are \(20,\)"),
+    ],
+)
+def test_arrays_that_are_no_pictures(tmp_path, x, shape, message):
+    with pytest.raises(DataError, match=message):
+        arrays(tmp_path, {"shape": shape}, x=x, y=Y)
+
+
+def test_arrays_of_tables(tmp_path):
+    x = RANDOM.normal(size=(20, 4)).astype(np.float32)
+    dataset = arrays(tmp_path, x=x, y=Y.reshape(-1, 1))
+    dataset.load(CPU)
+    assert dataset.spec == Spec({VIEW: (4,)}, 2)
+    assert [len(dataset.labels(name)) for name in ("train", "test")] == [14, 6]
+    assert dataset.feature_names == ["x0", "x1", "x2", "x3"]
+
+
+@pytest.mark.parametrize(
+    ("y", "classes", "labels"),
+    [
+        (["cat", "ant", "cat", "bee"], ["ant", "bee", "cat"], [2, 0, 2, 1]),
+        ([10, 2, 10, -1], ["-1", "2", "10"], [2, 1, 2, 0]),
+        (["10", "2", "10", "9"], ["2", "9", "10"], [2, 0, 2, 1]),
+        ([True, False, True, True], ["False", "True"], [1, 0, 1, 1]),
+    ],
+)
+def test_labels_of_arrays(tmp_path, y, classes, labels):
+    x = np.arange(8.0).reshape(4, 2)
+    dataset = arrays(tmp_path, x_train=x, y_train=np.array(y), x_test=x, y_test=np.array(y))
+    dataset.load(CPU)
+    assert list(dataset.classes) == classes
+    assert dataset.labels("train").tolist() == dataset.labels("test").tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"images": BYTES, "labels": Y}, "holds images, labels; it must hold x and y"),
+        ({"x": BYTES, "y": Y + 0.5}, "labels are float64"),
+        ({"x": BYTES, "y": Y * 0}, "all labels are 0"),
+        ({"x": BYTES, "y": np.eye(20)}, r"labels are \(20, 20\)"),
+        ({"x": np.array([{}, {}]), "y": Y[:2]}, "holds Python objects"),
+        ({"x_train": BYTES, "y_train": Y, "x_test": BYTES, "y_test": Y + 1}, "test part has the classes 2"),
+        ({"x_train": BYTES, "y_train": Y, "x_test": BYTES[:, :1], "y_test": Y}, "different kinds"),
+    ],
+)
+def test_wrong_npz(tmp_path, saved, message):
+    with pytest.raises(DataError, match=message):
+        arrays(tmp_path, **saved)
+
+
+def test_a_test_share_is_not_for_files_that_have_a_test_part(tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.test: .*leave `test` out"):
+        arrays(tmp_path, {"test": 0.2}, x_train=BYTES, y_train=Y, x_test=BYTES, y_test=Y)
+
+
+def test_files_that_are_no_arrays(tmp_path):
+    (tmp_path / "a.npz").write_text("nothing of the kind")
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "a.txt").write_text("x")
+    np.save(tmp_path / "single.npy", Y)
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    for name, message in (
+        ("a.npz", "cannot be read as .npz"),
+        ("empty.npz", "cannot be read as .npz"),
+        ("single.npz", "cannot be read as .npz"),
+        ("a.txt", "neither a .npz nor a .csv"),
+        ("gone.npz", "there is no file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make("arrays", path=str(tmp_path / name))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "evil.npz").write_bytes(pickle.dumps(Evil()))
+    np.savez(tmp_path / "evil2.npz", x=np.array([Evil(), Evil()], dtype=object), y=Y[:2])
+    (tmp_path / "ran").unlink(missing_ok=True)
+    for name in ("evil.npz", "evil2.npz"):
+        with pytest.raises(DataError):
+            make("arrays", path=str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()
+
+
+def table(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    return str(tmp_path / "t.csv")
+
+
+def test_csv(tmp_path):
+    rows = [["height", "kind", "width"]] + [[i, "ab"[i % 2], -i / 2] for i in range(20)]
+    with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows(rows)
+    dataset = loaded("arrays", path=str(tmp_path / "t.csv"), label="kind")
+    assert dataset.spec == Spec({VIEW: (2,)}, 2)
+    assert (dataset.feature_names, list(dataset.classes)) == (["height", "width"], ["a", "b"])
+    views = whole(dataset, "train")[0]
+    assert torch.allclose(views[:, 0], -views[:, 1], atol=1e-5)
+
+
+def test_csv_of_flat_pictures(tmp_path):
+    header = ",".join(["label", *(f"p{i}" for i in range(4))])
+    lines = [f"{i % 2},{i},255,0,7" for i in range(10)]
+    dataset = loaded("arrays", path=table(tmp_path, "\n".join([header, *lines])), shape=[1, 2, 2])
+    mean, std = dataset._normaliser
+    picture = (next(dataset.split("train", 1)).views[VIEW] * std + mean) * 255
+    assert picture.flatten()[1:].round().tolist() == [255, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,lable\n1,x\n", r"t\.csv:1: there is no column 'label' .* did you mean 'lable'"),
+        ("a,label\n1,x\n\n2,y\nbig,x\n", r"t\.csv:5: column 'a' holds 'big'"),
+        ("a,label\n1,x\n,y\n", r"t\.csv:3: column 'a' holds ''"),
+        ("a,label\nnan,x\n", r"t\.csv:2: column 'a' holds 'nan'"),
+        ("a,label\ninf,x\n", r"t\.csv:2: column 'a' holds 'inf'"),
+        ("a,b,label\n1,x\n", r"t\.csv:2: 2 cells, but the header has 3"),
+        ("a,label\n1,x\n2,\n", r"t\.csv:3: the label is missing"),
+        ("a,label\n", "holds no samples"),
+        ("label\nx\ny\n", "holds no samples"),
+        ("", r"t\.csv:1: there is no column 'label'"),
+        ("a,label\n1,x\n2,x\n", "all labels are x"),
+    ],
+)
+def test_wrong_csv(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        make("arrays", path=table(tmp_path, text))
+
+
+def test_a_csv_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes("größe,label\n1,x\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        make("arrays", path=str(tmp_path / "t.csv"))
+
+
+def test_the_identity_of_arrays_is_the_file(tmp_path):
+    path = Path(table(tmp_path, "a,label\n1,x\n2,y\n3,x\n4,y\n"))
+    one = make("arrays", path=str(path)).identity()
+    assert one["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and "path" not in one
+    moved = shutil.copy(path, tmp_path / "other.csv")
+    assert make("arrays", path=str(moved)).identity() == one
+
+
+# ------------------------------------------------------------------------------------------ torchvision
+
+
+@pytest.mark.parametrize("kind", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
+def test_a_failed_download_says_where_the_files_must_lie(kind, tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import cifar, mnist, svhn
+
+    def fail(*_args, **_kwargs):
+        print("torchvision says something")
+        raise URLError("no network here")
+
+    for module, name in (
+        (mnist, "download_and_extract_archive"),
+        (cifar, "download_and_extract_archive"),
+        (svhn, "download_url"),
+    ):
+        monkeypatch.setattr(module, name, fail)
+    with pytest.raises(DataError) as caught:
+        loaded(kind, root=str(tmp_path / "data"))
+    message = str(caught.value)
+    place = {
+        "mnist": "MNIST/raw/train-images-idx3-ubyte",
+        "fashion-mnist": "FashionMNIST/raw/t10k-labels-idx1-ubyte",
+        "cifar10": "cifar-10-batches-py/data_batch_5",
+        "cifar100": "cifar-100-python/test",
+        "svhn": "test_32x32.mat",
+    }[kind]
+    assert str(tmp_path / "data" / place) in message
+    assert "download failed" in message and "no network here" in message and "\n" not in message
+    assert capsys.readouterr().out == "", "only results go to stdout"
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 10)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.full((count, 28, 28), 51))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    monkeypatch.setattr(registry.DATASETS["mnist"], "samples", 30)
+    return tmp_path
+
+
+def test_files_that_are_there_need_no_network(tiny_mnist, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "socket", None)
+    dataset = loaded("mnist", root=str(tiny_mnist))
+    views, labels = whole(dataset, "test")
+    assert labels.tolist() == list(range(10))
+    assert torch.allclose(views, torch.tensor((0.2 - 0.1307) / 0.3081))
+
+
+def test_damaged_files_are_named(tiny_mnist):
+    images = tiny_mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"are damaged .* delete them .*train-images-idx3-ubyte"):
+        loaded("mnist", root=str(tiny_mnist))
+
+
+class FakeColours:
+    """What torchvision's CIFAR and SVHN loaders keep: pictures that differ in every axis."""
+
+    def __init__(self, channels_last):
+        self.pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+        self.data = self.pixels.transpose(0, 2, 3, 1) if channels_last else self.pixels
+        self.targets = [i % 10 for i in range(20)]
+        self.labels = np.array(self.targets)
+        self.classes = [f"class {i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(("kind", "channels_last"), [("cifar10", True), ("svhn", False)])
+def test_colour_pictures_come_channels_first(kind, channels_last, tmp_path, monkeypatch):
+    component, fake = registry.DATASETS[kind], FakeColours(channels_last)
+    for file in component.files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.setattr(component, "_open", lambda self, train, download=False: fake)
+    monkeypatch.setattr(component, "samples", 20)
+    dataset = loaded(kind, root=str(tmp_path))
+    mean, std = (torch.tensor(figures).view(3, 1, 1) for figures in (component.mean, component.std))
+    assert torch.allclose(
+        whole(dataset, "train")[0], (torch.from_numpy(fake.pixels) / 255 - mean) / std, atol=1e-5
+    )
+    assert dataset.classes[3] == ("class 3" if kind == "cifar10" else "3")
+
+
+def test_the_home_folder_is_known(monkeypatch, tiny_mnist):
+    monkeypatch.setenv("HOME", str(tiny_mnist))
+    assert len(loaded("mnist", root="~").labels("train")) == 30
+
+
+# ------------------------------------------------------------------------------------------- real files
+
+
+def real(name):
+    folder = Path(os.environ.get("KDRUN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not (folder / name).exists():
+        pytest.skip(f"{name} is not in {folder}: set KDRUN_DATA to a folder that has it")
+    return folder / name
+
+
+@pytest.mark.data
+def test_mnist(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in real("mnist").glob("*.gz"):
+        with gzip.open(packed) as source, open(raw / packed.stem, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+    dataset = loaded("mnist", root=str(tmp_path), validation=0.1)
+    assert [len(dataset.labels(name)) for name in ("train", "validation", "test")] == [54000, 6000, 10000]
+    assert dataset.labels("test")[:5].tolist() == [7, 2, 1, 0, 4]
+    assert dataset.classes == [str(i) for i in range(10)]
+    full = loaded("mnist", root=str(tmp_path))
+    assert full.labels("train")[0] == 5 and len(full.labels("train")) == 60000
+    pictures = torch.cat([batch.views[VIEW] for batch in full.split("train", 10000)])
+    assert pictures.shape == (60000, 1, 28, 28)
+    assert abs(pictures.mean()) < 1e-3 and abs(pictures.std() - 1) < 1e-3
+    assert full.test_hash() == dataset.test_hash()
+
+
+@pytest.mark.data
+def test_cifar10_as_a_folder_of_jpegs(tmp_path):
+    with zipfile.ZipFile(real("cifar10-jpeg.zip")) as archive:
+        for part in ("train", "test"):
+            for name in ("cat", "ship"):
+                members = (
+                    m for m in archive.namelist() if m.startswith(f"{part}/{name}/") and m.endswith(".jpg")
+                )
+                archive.extractall(tmp_path, islice(members, 20))
+    dataset = loaded("image-folder", root=str(tmp_path), size=32)
+    assert list(dataset.classes) == ["cat", "ship"] and dataset.spec.shapes[VIEW] == (3, 32, 32)
+    assert np.bincount(dataset.labels("train")).tolist() == [20, 20]
+    assert whole(dataset, "test")[0].std() > 0.5

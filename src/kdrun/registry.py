@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from kdrun.errors import UsageError
@@ -63,18 +64,25 @@ def load_plugins(modules: list[str]) -> None:
     Raises ``UsageError`` where a module cannot be imported.
     """
     for entry in importlib.metadata.entry_points(group="kdrun.plugins"):
-        entry.load()
+        with _imported(f"the installed plugin '{entry.name}'", "update it, or uninstall it"):
+            entry.load()
         loaded_plugins.add(entry.name)
     for name in modules:
         here = "" if "" in sys.path else "."
         sys.path.insert(0, here)
+        hint = "write the name of a Python module in this folder or of an installed package"
         try:
-            importlib.import_module(name)
-        except Exception as error:
-            raise UsageError(
-                f"--plugin {name}: cannot be imported: {type(error).__name__}: {error}; "
-                "write the name of a Python module in this folder or of an installed package"
-            ) from error
+            with _imported(f"--plugin {name}", hint):
+                importlib.import_module(name)
         finally:
             sys.path.remove(here)
         loaded_plugins.add(name)
+
+
+@contextmanager
+def _imported(what: str, hint: str) -> Iterator[None]:
+    """Whatever a plugin's code raises is one message."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what} cannot be imported: {type(error).__name__}: {error}; {hint}") from error

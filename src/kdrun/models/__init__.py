@@ -1,0 +1,31 @@
+"""The models, by family; importing this package registers them."""
+
+from kdrun.models.external import Timm, Torchvision
+from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
+from kdrun.models.network import Frozen, Network, build, macs, parameters
+from kdrun.models.resnet import ResNet, WideResNet
+from kdrun.models.simple import CNN, GRU, MLP, ViT
+from kdrun.models.vgg import VGG
+from kdrun.models.weights import load_weights, read_state
+
+__all__ = [
+    "CNN",
+    "GRU",
+    "MLP",
+    "VGG",
+    "Frozen",
+    "MobileNetV2",
+    "Network",
+    "ResNet",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "Timm",
+    "Torchvision",
+    "ViT",
+    "WideResNet",
+    "build",
+    "load_weights",
+    "macs",
+    "parameters",
+    "read_state",
+]

@@ -145,6 +145,11 @@ class Fault(NamedTuple):
     problem: Problem
 
 
+def default_name(path: pathlib.Path) -> str:
+    """What an experiment is called whose config does not say: the file's name, without what no folder is called."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", path.stem).strip("-._")[:100] or "experiment"
+
+
 def _span(start: yaml.Mark, end: yaml.Mark | None = None) -> Span:
     stop = None if end is None or end.line != start.line else end.column + 1
     return Span(start.line + 1, start.column + 1, stop)

@@ -1,0 +1,251 @@
+"""Putting a run together: device, network, teachers, objective, student; and trying all of it before it counts."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from kdrun import models, registry
+from kdrun.config import Config
+from kdrun.contracts import Batch, Dataset, Spec
+from kdrun.errors import DataError, DeviceError, Mismatch, Path, Problem, WeightsError, did_you_mean
+from kdrun.models import Frozen, Network
+from kdrun.objective import Objective, Surroundings, Term
+from kdrun.optimization import Training
+from kdrun.plan import Plan, Run
+from kdrun.randomness import derive
+from kdrun.student import Student
+from kdrun.taps import LayerTable
+
+DRY_SAMPLES = 8
+"""Samples of the batch that shapes are learnt from; BatchNorm needs more than one."""
+
+
+def resolve_device(text: str) -> torch.device:
+    """The device that a config's ``device`` means here; raises ``DeviceError`` where it is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = torch.backends.mps.is_available()
+    if text == "auto":
+        return torch.device("cuda" if gpus else "mps" if apple else "cpu")
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        there = f"{gpus} GPU(s)" if gpus else "no GPU that torch can use"
+        raise DeviceError(f"device '{text}': this machine has {there}; write --device cpu, or --device auto")
+    if device.type == "mps" and not apple:
+        raise DeviceError("device 'mps': this machine has no Apple GPU; write --device cpu, or --device auto")
+    return device
+
+
+def resolve_bf16(training: Training, device: torch.device) -> bool:
+    """Whether a training runs in bf16 on this device."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return training.precision == "bf16" or (training.precision == "auto" and native)
+
+
+def open_dataset(config: Config) -> Dataset:
+    """The config's data set, with no more read than its form; raises ``ConfigError``, ``DataError``."""
+    with keys_pointed_at(config):
+        dataset: Dataset = registry.DATASETS[config.experiment.dataset.kind](config.experiment.dataset)
+    return dataset
+
+
+@contextmanager
+def keys_pointed_at(config: Config) -> Iterator[None]:
+    """Turn what a data set says of one of its keys (``dataset.root: …``) into a problem of the config there."""
+    try:
+        yield
+    except DataError as error:
+        named = re.match(r"dataset\.(\w+): (.*)", str(error), re.DOTALL)
+        if named is None:
+            raise
+        raise config.error([Problem(("dataset", named[1]), named[2])]) from error
+
+
+def bare_network(run: Run, spec: Spec, device: torch.device) -> Network:
+    """The run's network for weights that come from elsewhere: no file is read, nothing downloaded."""
+    files = {"initial_weights": None, "pretrained": False}.items()
+    without = {key: value for key, value in files if hasattr(run.model, key)}
+    return fresh_network(replace(run, model=run.model.model_copy(update=without)), spec, device)
+
+
+def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
+    """The run's network with the weights it starts from; raises ``Mismatch``, ``WeightsError``."""
+    view = run.view or spec.default_view
+    if view not in spec.shapes:
+        raise Mismatch(f"the data set has no view '{view}'", did_you_mean(view, spec.shapes), key="view")
+    model = models.build(run.model, spec.shapes[view], spec.classes, derive(run.seed, run.role, "weights"))
+    return Network(model, view, device)
+
+
+def make_student(run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, device: torch.device) -> Student:
+    """The run's student at its first step."""
+    network = fresh_network(run, dataset.spec, device)
+    labels = torch.from_numpy(dataset.labels("train", given=run.role == "student"))
+    dry = next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device)
+    return _student(run, network, teachers, dry, len(labels), labels, dataset.steps(run.draw))
+
+
+def _student(
+    run: Run,
+    network: Network,
+    teachers: Mapping[str, Frozen],
+    dry: Batch,
+    samples: int,
+    labels: torch.Tensor,
+    steps: int,
+) -> Student:
+    surroundings = Surroundings(
+        student=network,
+        teachers=teachers,
+        batch=dry,
+        samples=samples,
+        classes=int(network.dry(dry).logits.shape[1]),
+        labels=labels,
+        seed=run.seed,
+        label_smoothing=run.training.label_smoothing,
+    )
+    objective = Objective(run.losses, surroundings)
+    return Student(
+        run.title,
+        network,
+        objective,
+        run.training,
+        run.seed,
+        steps,
+        resolve_bf16(run.training, network.device),
+    )
+
+
+# ------------------------------------------------------------------------------------------ rehearsal
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one dry step of a run showed: its size, its ``step_seconds`` and its teachers' ``teacher_seconds``."""
+
+    run: Run
+    parameters: int
+    macs: int
+    adapter_parameters: int
+    step_seconds: float
+    teacher_seconds: float
+    terms: dict[str, float]
+
+
+def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool = False) -> list[Rehearsed]:
+    """Build every model and every loss and take one step of each run on random inputs.
+
+    Raises ``ConfigError`` with every layer, shape and file that does not fit, before anything is trained or
+    downloaded. ``whole_batches`` takes the steps at the config's batch sizes, for an estimate of time.
+    """
+    problems: list[Problem] = []
+    teachers: dict[str, Frozen] = {}
+    shown: dict[tuple[str, str, str | None], Rehearsed] = {}
+    broken: set[tuple[str, str]] = set()
+    for run in plan.runs:
+        key = (run.role, run.name, run.method)
+        if (
+            key in shown
+            or (run.role, run.name) in broken
+            or any(name not in teachers for name in run.teachers)
+        ):
+            continue
+        try:
+            network = fresh_network(run, spec, device)
+            if run.role == "teacher":
+                teachers[run.name] = (
+                    from_file(run, spec, device)
+                    if run.weights
+                    else Frozen(network.model, network.view, device)
+                )
+        except Mismatch as error:
+            problems.append(_problem(error, run.path if error.key == "view" else (*run.path, "model")))
+            broken.add((run.role, run.name))
+            continue
+        except WeightsError as error:
+            place = ("weights",) if run.weights else ("model", "initial_weights")
+            problems.append(Problem((*run.path, *place), str(error)))
+            broken.add((run.role, run.name))
+            continue
+        size = min(run.training.batch_size, 4096) if whole_batches else DRY_SAMPLES
+        found = list(_term_problems(run, network, teachers, spec.random_batch(DRY_SAMPLES).to(device)))
+        problems += found
+        if not found and run.weights is None:
+            shown[key] = _dry_step(run, fresh_network(run, spec, device), teachers, spec, size)
+    if problems:
+        raise plan.config.error(dict.fromkeys(problems))
+    return list(shown.values())
+
+
+def from_file(run: Run, spec: Spec, device: torch.device) -> Frozen:
+    """A run that a config takes from its ``weights``, frozen; raises ``WeightsError`` where they do not fit."""
+    network = bare_network(run, spec, device)
+    models.load_weights(network.model, run.weights)
+    return Frozen(network.model, network.view, device)
+
+
+def _problem(error: Mismatch, path: Path) -> Problem:
+    return Problem((*path, error.key) if error.key else path, str(error), error.hint)
+
+
+def _term_problems(
+    run: Run, network: Network, teachers: Mapping[str, Frozen], dry: Batch
+) -> Iterable[Problem]:
+    around = Surroundings(
+        network, teachers, dry, len(dry), int(network.dry(dry).logits.shape[1]), dry.labels, run.seed
+    )
+    for config, path in zip(run.losses, run.loss_paths, strict=True):
+        try:
+            Term(config, around)
+        except Mismatch as error:
+            yield _problem(error, path)
+
+
+def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int) -> Rehearsed:
+    own = {name: teachers[name] for name in run.teachers}
+    dry = spec.random_batch(DRY_SAMPLES).to(network.device)
+    student = _student(run, network, own, dry, DRY_SAMPLES, dry.labels, steps=1)
+    batch = spec.random_batch(size).to(network.device)
+    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()])
+    taught = {name: teacher(batch) for name, teacher in own.items()}
+    step_seconds = _seconds(lambda: student.step(batch, taught), warm_up=size > DRY_SAMPLES)
+    student.flush()
+    terms = {name: total for name, total in student.checkpoint({}).state["sums"].items()}
+    shape = spec.shapes[network.view]
+    return Rehearsed(
+        run,
+        models.parameters(network.model),
+        models.macs(network.model, shape),
+        sum(p.numel() for p in student.objective.parameters()),
+        step_seconds,
+        teacher_seconds,
+        terms,
+    )
+
+
+def _seconds(action: Callable[[], object], warm_up: bool = False) -> float:
+    if warm_up:
+        action()
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:
+    """The tappable layers of every teacher and student, by role and name."""
+    cpu = torch.device("cpu")
+    tables: dict[tuple[str, str], LayerTable] = {}
+    for run in plan.runs:
+        if (run.role, run.name) not in tables:
+            try:
+                network = bare_network(run, spec, cpu)
+            except Mismatch as error:
+                raise plan.config.error([_problem(error, (*run.path, "model"))]) from error
+            batch = spec.random_batch(2)
+            tables[run.role, run.name] = network.describe(batch, f"the {run.role} '{run.name}'")
+    return tables

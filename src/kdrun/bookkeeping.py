@@ -1,0 +1,317 @@
+"""What surrounds training: locks, seats in the store, checkpoints in time, manifests, measured costs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+import kdrun
+from kdrun import models
+from kdrun.assembly import Frozen, bare_network, from_file, make_student, resolve_bf16
+from kdrun.config import Config
+from kdrun.console import Console
+from kdrun.contracts import Dataset, Spec
+from kdrun.errors import Interrupted, Problem, TrainingError
+from kdrun.evaluate import latencies, predict
+from kdrun.interrupts import Stop
+from kdrun.models import Network
+from kdrun.plan import Plan, Run
+from kdrun.statistics.scores import all_scores
+from kdrun.store import Result, Store, Workplace, fingerprint, read_json, write_json
+from kdrun.store.files import write_text
+from kdrun.store.lock import locked
+from kdrun.student import Student
+
+CHECKPOINT_SECONDS = float(os.environ.get("KDRUN_CHECKPOINT_SECONDS", "30"))
+"""Between two checkpoints; 0 writes one after every step."""
+
+
+@contextmanager
+def locked_group(store: Store, group: Sequence[Run]) -> Iterator[None]:
+    """Hold the lock of every run of a group; raises ``StoreError`` where another process trains one."""
+    with ExitStack() as locks:
+        for run in group:
+            locks.enter_context(locked(store.lock_file(run.fingerprint), run.title))
+        yield
+
+
+def title(group: Sequence[Run]) -> str:
+    """How a group is called while it trains."""
+    first = group[0]
+    if len(group) == 1:
+        return first.title
+    names = sorted({run.name for run in group})
+    return f"{', '.join(names)}: {len(group)} {first.role}s in lock step, seed {first.seed}"
+
+
+def resolved(run: Run, device: torch.device) -> dict[str, str]:
+    """What ``auto`` came out as; a run only goes on where it comes out the same."""
+    precision = "bf16" if resolve_bf16(run.training, device) else "fp32"
+    return {"device": device.type, "precision": precision, "cache": "live"}
+
+
+class Seat:
+    """A run at work: its folder in the store, and its student once it is enrolled."""
+
+    student: Student
+
+    def __init__(
+        self, run: Run, workplace: Workplace, dataset: Dataset, device: torch.device, console: Console
+    ) -> None:
+        self.run, self.workplace, self.dataset, self.device, self.console = (
+            run,
+            workplace,
+            dataset,
+            device,
+            console,
+        )
+        self.resolved = resolved(run, device)
+
+    def enrol(self, teachers: Mapping[str, Frozen]) -> None:
+        """Make the student, at its newest checkpoint if there is one."""
+        own = {name: teachers[name] for name in self.run.teachers}
+        self.student = make_student(self.run, own, self.dataset, self.device)
+        steps = self.student.steps_per_epoch * self.run.training.epochs
+        checkpoint, damaged = self.workplace.begin(steps, self.resolved)
+        for sentence in damaged:
+            self.console.warn(sentence)
+        if checkpoint is not None:
+            self.student.resume(checkpoint)
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the student failed: then the last good one stays."""
+        self.student.flush()
+        if self.student.failure is None:
+            self.workplace.save(self.student.checkpoint(self.resolved))
+
+    def finish(self) -> str | None:
+        """Score on the test set, once, and store the result; the failure in words, if there is one."""
+        if self.run.weights is not None:
+            network, seconds, metrics = from_file(self.run, self.dataset.spec, self.device), 0.0, []
+        elif self.student.failure is not None:
+            failure = self.student.failure
+            self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": failure.term})
+            return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
+        else:
+            network, seconds, metrics = self.student.selected(), self.student.seconds, self.student.metrics
+        predictions = predict(network, self.dataset.split("test"))
+        weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
+        shape = self.dataset.spec.shapes[network.view]
+        manifest = {
+            "kind": self.run.role,
+            "name": self.run.name,
+            "method": self.run.method,
+            "seed": self.run.seed,
+            "scores": all_scores(predictions["logits"], predictions["labels"]),
+            "cost": {
+                "parameters": models.parameters(network.model),
+                "macs": models.macs(network.model, shape),
+            },
+            "resolved": self.resolved,
+            "protocol": self._protocol(len(predictions["labels"])),
+            "train_seconds": seconds,
+        }
+        self.workplace.finish(manifest, weights, predictions, metrics)
+        return None
+
+    def _protocol(self, test_samples: int) -> dict[str, Any]:
+        training = self.run.training
+        return {
+            "dataset": self.dataset.config.kind,
+            "test_samples": test_samples,
+            "test_sha256": self.dataset.test_hash(),
+            "input": list(self.dataset.spec.shapes[self.run.view or self.dataset.spec.default_view]),
+            "labels_per_class": self.dataset.config.labels_per_class if self.run.role == "student" else None,
+            "epochs": training.epochs if self.run.weights is None else None,
+            "selection": training.selection,
+            "precision": self.resolved["precision"],
+            "device": self.resolved["device"],
+        }
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def take_seats(
+    store: Store,
+    config: Config,
+    group: Sequence[Run],
+    dataset: Dataset,
+    device: torch.device,
+    console: Console,
+) -> list[Seat]:
+    """A seat for each run; says where a run goes beside another one, and which key differs."""
+    seats = []
+    for run in group:
+        folder = f"{config.experiment.name}/{run.folder}"
+        workplace, difference = store.workplace(folder, run.fingerprint, run.inputs)
+        if difference:
+            console.say(
+                f"{run.title}: differs from the run that is there ({difference}); goes to {workplace.folder}"
+            )
+        seats.append(Seat(run, workplace, dataset, device, console))
+    return seats
+
+
+class Keeper:
+    """Called between two steps: saves checkpoints in time, and stops when a signal asked for it."""
+
+    def __init__(self, seats: Sequence[Seat], stop: Stop, every: float = CHECKPOINT_SECONDS) -> None:
+        self.seats, self.stop, self.every = seats, stop, every
+        self.saved_at = time.monotonic()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from first to last."""
+        return self.seats[0].student.steps_per_epoch * self.seats[0].run.training.epochs
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that every student has behind it."""
+        return min(seat.student.position for seat in self.seats)
+
+    def pause(self) -> None:
+        """Save if it is time; raises ``Interrupted`` after saving where a signal came."""
+        if self.stop.signal is None and time.monotonic() - self.saved_at < self.every:
+            return
+        for seat in self.seats:
+            seat.save()
+        self.saved_at = time.monotonic()
+        if self.stop.signal is not None:
+            raise Interrupted("stopped and saved; the same command goes on from here", self.stop.exit_code)
+
+
+def frozen(run: Run, result: Result, spec: Spec, device: torch.device) -> Frozen:
+    """A finished teacher, frozen."""
+    network = bare_network(run, spec, device)
+    network.model.load_state_dict({name: torch.from_numpy(array) for name, array in result.weights().items()})
+    return Frozen(network.model, network.view, device)
+
+
+def expect(run: Run, result: Result, config: Config) -> None:
+    """Raises ``TrainingError`` where a teacher scores under its ``expect``."""
+    metric = config.experiment.dataset.metric
+    score = result.manifest["scores"][metric]
+    if run.expect is not None and score < run.expect:
+        words = f"'{run.name}' has {metric} {score:.4f} on the test set, under its expect: {run.expect}"
+        error = config.error([Problem((*run.path, "expect"), words, "train it longer, or expect less")])
+        raise TrainingError(str(error))
+
+
+# ------------------------------------------------------------------------------- the experiment's folder
+
+
+def open_folder(store: Store, plan: Plan, device: torch.device, command: Sequence[str]) -> None:
+    """Write the config as it is, the config with every default and its runs, and where they come from."""
+    experiment = plan.config.experiment
+    folder = store.root / experiment.name
+    write_text(folder / "config.yaml", plan.config.source.text)
+    write_json(folder / "resolved.json", resolution(plan))
+    write_json(folder / "provenance.json", provenance(device, command))
+
+
+def resolution(plan: Plan) -> dict[str, Any]:
+    """The config with every default, and the runs that it asks for: all that a comparison needs to know."""
+    experiment = plan.config.experiment
+    return {
+        "name": experiment.name,
+        "metric": experiment.dataset.metric,
+        "config": experiment.model_dump(mode="json", by_alias=True),
+        "ensembles": ensembles(plan),
+        "runs": [
+            {
+                "role": run.role,
+                "name": run.name,
+                "method": run.method,
+                "seed": run.seed,
+                "fingerprint": run.fingerprint,
+                "folder": f"{experiment.name}/{run.folder}",
+                "model": model_key(run),
+                "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
+            }
+            for run in plan.runs
+        ],
+    }
+
+
+def ensembles(plan: Plan) -> list[list[str]]:
+    """The sets of teachers that some term combines, and all that are no one's students, if several."""
+    experiment = plan.config.experiment
+    independent = [name for name, teacher in experiment.teachers.items() if teacher.from_ is None]
+    sets = [independent] + [
+        list(loss.teacher) for run in plan.runs for loss in run.losses if isinstance(loss.teacher, list)
+    ]
+    return [list(names) for names in dict.fromkeys(tuple(sorted(s)) for s in sets) if len(names) > 1]
+
+
+def model_key(run: Run) -> str:
+    """Runs of one key have one architecture on one view, and so one latency."""
+    return fingerprint({"model": run.model.model_dump(mode="json"), "view": run.view, "data": run.data})[:16]
+
+
+def provenance(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+    """Versions, device, git and command."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "kdrun": kdrun.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "git": _git_revision(),
+        "command": list(command),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_revision() -> str | None:
+    """The revision of the folder the command was given in, marked where it has uncommitted changes."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
+    """Measure the latency of every architecture at batch 1, in turn, unless it was measured before."""
+    wanted = {model_key(run): run for run in plan.runs}
+    path = store.root / plan.config.experiment.name / "latency.json"
+    conditions = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if path.is_file():
+        there = read_json(path)
+        if wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
+            return
+    runners = [_single(bare_network(run, spec, device), spec, device) for run in wanted.values()]
+    models_ms = dict(zip(wanted, latencies(runners, device), strict=True))
+    write_json(path, {"conditions": conditions, "batch_size": 1, "models": models_ms})
+
+
+def _single(network: Network, spec: Spec, device: torch.device) -> Any:
+    batch = spec.random_batch(1).to(device)
+    network.model.eval()
+    return lambda: network(batch)
+
+
+def command_line() -> list[str]:
+    """The command as it was given."""
+    return ["kdrun", *sys.argv[1:]]

@@ -1,0 +1,127 @@
+"""Everything short of training: what a config would do, how large it is, and how long it would take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdrun.assembly import Rehearsed, open_dataset, rehearse, resolve_device
+from kdrun.config import Config
+from kdrun.plan import Plan, plan
+from kdrun.store import Store
+
+FLOAT_BYTES = 4
+COPIES = 4
+"""Of each weight while it trains: itself, its gradient and up to two of the optimizer's."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What ``kdrun check`` found; times in seconds on this machine, memory in bytes."""
+
+    plan: Plan
+    rehearsed: list[Rehearsed]
+    steps: dict[str, int]
+    todo: dict[str, int]
+    device: torch.device
+
+    def seconds(self, one: Rehearsed) -> float:
+        """Estimated time of what is not finished of one model and method, its share of the teachers included."""
+        of_group = sum(
+            run.run.draw == one.run.draw and run.run.role == one.run.role for run in self.rehearsed
+        )
+        step = one.step_seconds + one.teacher_seconds / max(of_group, 1)
+        return step * self.steps[one.run.title] * self.todo[one.run.title]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and lines."""
+        head = [
+            "model",
+            "method",
+            "parameters",
+            "adapters",
+            "MACs",
+            "ms a step",
+            "steps",
+            "to train",
+            "time",
+            "terms of a random batch",
+        ]
+        lines = []
+        for one in self.rehearsed:
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in one.terms.items())
+            lines.append(
+                [
+                    one.run.name,
+                    one.run.method or "teacher",
+                    f"{one.parameters:,}",
+                    f"{one.adapter_parameters:,}",
+                    f"{one.macs:,}",
+                    f"{1e3 * one.step_seconds:.1f}",
+                    f"{self.steps[one.run.title]:,}",
+                    str(self.todo[one.run.title]),
+                    clock(self.seconds(one)),
+                    terms,
+                ]
+            )
+        return head, lines
+
+    def remarks(self) -> list[str]:
+        """What a table cannot say."""
+        total = sum(self.seconds(one) for one in self.rehearsed)
+        states = sum(
+            COPIES * FLOAT_BYTES * (one.parameters + one.adapter_parameters) for one in self.rehearsed
+        )
+        unfinished = sum(self.todo.values())
+        return [
+            f"{unfinished} runs to train, about {clock(total)} on {self.device} if nothing else runs there "
+            "(from one step of each)",
+            f"weights, gradients and optimizers of all models at once: {states / 1e6:.1f} MB, activations not counted",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        rows = [
+            {
+                "model": one.run.name,
+                "method": one.run.method,
+                "parameters": one.parameters,
+                "adapter_parameters": one.adapter_parameters,
+                "macs": one.macs,
+                "step_seconds": one.step_seconds,
+                "steps": self.steps[one.run.title],
+                "to_train": self.todo[one.run.title],
+                "seconds": self.seconds(one),
+                "terms": one.terms,
+            }
+            for one in self.rehearsed
+        ]
+        return {"device": str(self.device), "seconds": sum(row["seconds"] for row in rows), "rows": rows}
+
+
+def check(config: Config, store: Store) -> Checked:
+    """Build, tap and step everything once; raises ``ConfigError`` with all that does not fit."""
+    device = resolve_device(config.experiment.device)
+    dataset = open_dataset(config)
+    planned = plan(config, dataset.identity())
+    rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
+    todo = {}
+    for one in rehearsed:
+        alike = [
+            r
+            for r in planned.runs
+            if (r.role, r.name, r.method) == (one.run.role, one.run.name, one.run.method)
+        ]
+        places = [(run.fingerprint, f"{config.experiment.name}/{run.folder}") for run in alike]
+        todo[one.run.title] = sum(store.find(*place) is None for place in places)
+    steps = {one.run.title: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
+    return Checked(planned, rehearsed, steps, todo, device)
+
+
+def clock(seconds: float) -> str:
+    """``42 s``, ``3 min``, ``5.2 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

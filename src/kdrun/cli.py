@@ -1,0 +1,576 @@
+"""The commands. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import kdrun
+from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError
+from kdrun.interrupts import leave_on_interrupt
+
+if TYPE_CHECKING:
+    from kdrun.config import Config
+    from kdrun.experiment import Experiment
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Runs knowledge-distillation experiments: one YAML file in, a comparison table that can be believed out.",
+    epilog="Start with: kdrun init my.yaml && kdrun compare my.yaml",
+)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of all runs.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:1 or mps; instead of the config's.", show_default=False
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds", metavar="0,1,2", help="The students' seeds; instead of the config's.", show_default=False
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key of the config, dotted: training.epochs=3. Repeatable.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="Load a module with components of your own. Repeatable.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> NoReturn:
+    """Run a command; every failure a user can cause is one message and an exit code."""
+    leave_on_interrupt()
+    try:
+        code = app(prog_name="kdrun", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except KdrunError as error:
+        code = error.exit_code
+        _complain(str(error))
+    except typer.Abort:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code = 2
+        _complain(error.format_message() or "which command?")
+    sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}" if "\n" not in text else text, file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+@app.command(epilog="Example: kdrun train-teacher configs/digits.yaml")
+def train_teacher(
+    config: ConfigFile,
+    out: Out = Path("runs"),
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    plugin: Plugin = None,
+) -> None:
+    """Train (or load and verify) every teacher, and print their scores."""
+    checked = _config(config, device, seeds, set_, plugin)
+    if not checked.experiment.teachers:
+        raise UsageError(f"{config}: names no teacher; add `teacher:`")
+    roles = ["teacher", "ensemble"]
+    with (
+        _experiment(checked, out, quiet) as experiment,
+        _told_after(lambda: _report(experiment, roles, json_)),
+    ):
+        experiment.run(roles=["teacher"])
+
+
+@app.command(epilog="Example: kdrun distill configs/digits.yaml --method kd --seeds 0")
+def distill(
+    config: ConfigFile,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Only this method (and the control). Repeatable.", show_default=False),
+    ] = None,
+    out: Out = Path("runs"),
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    plugin: Plugin = None,
+) -> None:
+    """Make sure of the teachers, then train the students."""
+    checked = _config(config, device, seeds, set_, plugin)
+    _require_students(checked, config)
+    _require_methods(checked, method)
+    roles = ["control", "student"]
+    with (
+        _experiment(checked, out, quiet) as experiment,
+        _told_after(lambda: _report(experiment, roles, json_, method)),
+    ):
+        experiment.run(methods=method)
+
+
+@app.command(epilog="Example: kdrun compare configs/digits.yaml")
+def compare(
+    configs: Annotated[
+        list[Path],
+        typer.Argument(metavar="CONFIG", help="One or several experiments.", show_default=False),
+    ],
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Compare what is finished; train nothing.")
+    ] = False,
+    out: Out = Path("runs"),
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    plugin: Plugin = None,
+) -> None:
+    """Make sure of everything that the configs ask for, then print the comparison table."""
+    if no_train:
+        if device or seeds or set_:
+            raise UsageError(
+                "--no-train compares what was run; --device, --seeds and --set would change it: remove them"
+            )
+        names = [_name_without_torch(config, out) for config in configs]
+        _require_distinct(names)
+        _print_comparison(out, names, None, json_, quiet)
+        return
+    checked = [_config(config, device, seeds, set_, plugin) for config in configs]
+    for one, config in zip(checked, configs, strict=True):
+        _require_students(one, config)
+    names = [one.experiment.name for one in checked]
+    _require_distinct(names)
+    with _told_after(lambda: _print_comparison(out, names, None, json_, quiet)):
+        for one in checked:
+            with _experiment(one, out, quiet) as experiment:
+                experiment.run()
+
+
+@contextmanager
+def _told_after(tell: Callable[[], None]) -> Iterator[None]:
+    """Print the results at the end, also where some students failed; the failures come last."""
+    try:
+        yield
+    except TrainingError:
+        with suppress(StoreError):
+            tell()
+        raise
+    tell()
+
+
+def _name_without_torch(config: Path, out: Path) -> str:
+    """The name of a config's experiment; says so where the config has changed since it was run."""
+    from kdrun.yamlsource import Source, default_name
+
+    source = Source.read(config)
+    name = str(source.data.get("name", default_name(config)))
+    ran = out / name / "config.yaml"
+    if ran.is_file() and ran.read_text() != source.text:
+        _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
+    return name
+
+
+@contextmanager
+def _experiment(config: Config, out: Path, quiet: bool) -> Iterator[Experiment]:
+    """The experiment of a config, with signals turned into a stop."""
+    from kdrun.bookkeeping import command_line
+    from kdrun.console import Console
+    from kdrun.experiment import Experiment
+    from kdrun.interrupts import stop_on_signals
+    from kdrun.store import Store
+
+    with stop_on_signals() as stop:
+        yield Experiment(config, Store(out), Console(quiet), stop, command_line())
+
+
+def _config(
+    path: Path,
+    device: str | None = None,
+    seeds: str | None = None,
+    set_: list[str] | None = None,
+    plugin: list[str] | None = None,
+) -> Config:
+    """The config with the command line's changes; YAML that cannot be read is told before torch is loaded."""
+    from kdrun.yamlsource import Source
+
+    overrides = list(set_ or [])
+    if device is not None:
+        overrides.append(f"device={device}")
+    if seeds is not None:
+        overrides.append(f"seeds=[{seeds}]")
+    Source.read(path)
+    from kdrun import config, registry
+
+    registry.load_plugins(plugin or [])
+    return config.read(path, overrides)
+
+
+def _require_students(config: Config, path: Path) -> None:
+    if not config.experiment.students:
+        raise UsageError(f"{path}: names no student; add `student:`")
+
+
+def _require_distinct(names: list[str]) -> None:
+    """Experiments of one name would be one folder, and one would be shown in place of the other."""
+    for name in set(names):
+        if names.count(name) > 1:
+            raise UsageError(
+                f"{names.count(name)} of the configs are named '{name}'; give each its own `name:`"
+            )
+
+
+def _require_methods(config: Config, wanted: list[str] | None) -> None:
+    from kdrun.errors import did_you_mean
+
+    for name in wanted or []:
+        if name not in config.methods:
+            raise UsageError(
+                f"--method {name}: the config has no such method; {did_you_mean(name, config.methods)}"
+            )
+
+
+# ----------------------------------------------------------------------------------------- reporting
+
+
+def _report(experiment: Experiment, roles: list[str], json_: bool, methods: list[str] | None = None) -> None:
+    def wanted(row: dict[str, Any]) -> bool:
+        return row["role"] in roles and (methods is None or row["method"] in {*methods, "alone"})
+
+    name = experiment.config.experiment.name
+    _print_comparison(experiment.store.root, [name], wanted, json_, experiment.console.quiet, demand=False)
+
+
+def _print_comparison(
+    out: Path,
+    names: list[str],
+    wanted: Callable[[dict[str, Any]], bool] | None,
+    json_: bool,
+    quiet: bool,
+    demand: bool = True,
+) -> None:
+    """Print the rows on stdout, where they are also written; with ``demand``, a missing run is a failure."""
+    from kdrun import compare as comparing
+    from kdrun.store import Store
+
+    store = Store(out)
+    parts = comparing.materials(store, names)
+    compared = comparing.comparison(parts)
+    missing = [run for part in parts for run in part.missing]
+    if demand:
+        folder = comparing.write(store, compared, several=len(names) > 1)
+        _note(f"written to {folder}/comparison.json, .md and .csv", quiet)
+    if wanted is not None:
+        compared = compared | {"rows": [row for row in compared["rows"] if wanted(row)]}
+    if json_:
+        print(json.dumps(compared, indent=1))
+    else:
+        _print_table(comparing.heading(compared), *comparing.cells(compared["rows"]), keys=1 + len(names[:2]))
+    if demand and missing:
+        which = ", ".join(sorted({f"{run['name']}/{run['method'] or 'teacher'}" for run in missing}))
+        raise StoreError(
+            f"{len(missing)} runs are not finished: {which}; run kdrun compare without --no-train"
+        )
+
+
+def _print_table(title: str, head: list[str], lines: list[list[str]], keys: int) -> None:
+    """A table; on a terminal that is too narrow in pieces, each behind the first ``keys`` columns."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    console = RichConsole(highlight=False)
+    if not console.is_terminal:
+        console = RichConsole(highlight=False, width=_width(widths))
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    for columns in _pieces(widths, keys, console.width):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number in columns:
+            table.add_column(head[number], justify="left" if number <= keys else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*(line[number] for number in columns))
+        console.print(table)
+
+
+def _width(widths: list[int]) -> int:
+    """Of columns that stand two blanks apart."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _pieces(widths: list[int], keys: int, room: int) -> Iterator[list[int]]:
+    """The columns, as many at a time as there is room for, the ``keys`` first ones each time."""
+    piece = list(range(keys))
+    for number in range(keys, len(widths)):
+        if len(piece) > keys and _width([widths[n] for n in [*piece, number]]) > room:
+            yield piece
+            piece = list(range(keys))
+        piece.append(number)
+    yield piece
+
+
+def _note(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+# ----------------------------------------------------------------------------------------- looking at
+
+
+@app.command(epilog="Example: kdrun check configs/mnist.yaml --set training.batch_size=256")
+def check(
+    config: ConfigFile,
+    out: Out = Path("runs"),
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    plugin: Plugin = None,
+) -> None:
+    """Everything short of training: models, taps, adapters, one batch through every loss; size and time estimated."""
+    from kdrun.checking import check as checked
+    from kdrun.store import Store
+
+    told = checked(_config(config, device, seeds, set_, plugin), Store(out))
+    if json_:
+        print(json.dumps(told.as_json(), indent=1))
+        return
+    _print_table(f"{config}: everything fits", *told.table(), keys=2)
+    for line in told.remarks():
+        print(line)
+    _note(f"next: kdrun compare {config}", quiet)
+
+
+@app.command(epilog="Example: kdrun init my.yaml")
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("kdrun.yaml"),
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", help="One of the shipped configs, for instance mnist.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented starter config that runs as it is."""
+    from kdrun.errors import did_you_mean
+
+    shipped = {path.stem: path for path in shipped_configs()}
+    if template is not None and template not in shipped:
+        raise UsageError(f"--template {template}: there is no such config; {did_you_mean(template, shipped)}")
+    if file.exists() and not force:
+        raise UsageError(f"{file}: is there already; write another name, or --force")
+    source = shipped[template] if template else Path(kdrun.__file__).with_name("starter.yaml")
+    try:
+        file.write_text(source.read_text())
+    except OSError as error:
+        raise KdrunError(f"{file}: cannot be written: {error.strerror}") from error
+    _note(f"{file} is written; next: kdrun compare {file}", quiet=False)
+
+
+def shipped_configs() -> list[Path]:
+    """The configs that come with kdrun: in the package, or beside it in a checkout."""
+    package = Path(kdrun.__file__).parent
+    folders = (package / "configs", package.parents[1] / "configs")
+    return sorted(next((f for f in folders if f.is_dir()), folders[0]).glob("*.yaml"))
+
+
+@app.command("list", epilog="Example: kdrun list losses")
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT", help="losses, models, datasets or methods; else all.", show_default=False
+        ),
+    ] = "",
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the config's JSON schema, for editors.")
+    ] = False,
+    json_: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """What a config may name, with options, defaults and the paper."""
+    families = {"losses": "loss", "models": "model", "datasets": "dataset", "methods": "method"}
+    if what and what not in families:
+        from kdrun.errors import did_you_mean
+
+        raise UsageError(f"list {what}: there is no such list; {did_you_mean(what, families)}")
+    from kdrun import config, listing, registry
+
+    registry.load_plugins(plugin or [])
+    if schema:
+        print(json.dumps(config.json_schema(), indent=1))
+        return
+    chosen = [what] if what else list(families)
+    found = {
+        name: listing.methods() if name == "methods" else listing.components(families[name])
+        for name in chosen
+    }
+    if json_:
+        print(
+            json.dumps(
+                {name: [vars(entry) for entry in entries] for name, entries in found.items()}, indent=1
+            )
+        )
+        return
+    for name, entries in found.items():
+        print(f"{name}\n")
+        for entry in entries:
+            print(f"  {', '.join(entry.names)}\n{textwrap.indent(entry.about, ' ' * 6)}")
+            for option, default, meaning in entry.options:
+                shown = f" ({default})" if default else ""
+                print(f"        {option}{shown}{': ' + meaning if meaning else ''}")
+        if name != "methods":
+            names = ", ".join(option for option, _, _ in listing.shared_options(families[name]))
+            print(f"\n  each of them also has: {names}")
+        print()
+
+
+@app.command(epilog="Example: kdrun layers configs/digits.yaml")
+def layers(
+    config: ConfigFile,
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Every layer that a loss may tap, teachers and students side by side, with shapes."""
+    from kdrun.assembly import layer_tables, open_dataset
+    from kdrun.plan import plan
+
+    checked = _config(config, device, seeds, set_, plugin)
+    dataset = open_dataset(checked)
+    tables = layer_tables(plan(checked, dataset.identity()), dataset.spec)
+    if json_:
+        shown = {
+            f"{role} {name}": {k: list(v) for k, v in table.shapes.items()}
+            for (role, name), table in tables.items()
+        }
+        print(json.dumps(shown, indent=1))
+        return
+    columns = [_layer_lines(table) for table in tables.values()]
+    height = max(len(column) for column in columns)
+    padded = [column + [""] * (height - len(column)) for column in columns]
+    head = [f"{role} {name}" for role, name in tables]
+    _print_table(
+        "layer: shape without the batch (* stage, + pooled)",
+        head,
+        [list(line) for line in zip(*padded, strict=True)],
+        keys=0,
+    )
+
+
+def _layer_lines(table: Any) -> list[str]:
+    marks = dict.fromkeys(table.stages, "*")
+    marks[table.pooled] = marks.get(table.pooled, "") + "+"
+    return [
+        f"{name}{marks.get(name, '')}: {'×'.join(map(str, shape))}" for name, shape in table.shapes.items()
+    ]
+
+
+@app.command(epilog="Example: kdrun status")
+def status(out: Out = Path("runs"), json_: Json = False) -> None:
+    """The runs under --out, with progress, failures and sizes."""
+    from kdrun.store import Store
+    from kdrun.store.housekeeping import entries
+
+    found = entries(Store(out))
+    if json_:
+        print(json.dumps([vars(e) | {"folder": str(e.folder)} for e in found], indent=1))
+        return
+    lines = [
+        [str(e.folder.relative_to(out)), e.state, f"{100 * e.progress:.0f}", _size(e.bytes), e.detail]
+        for e in found
+    ]
+    head = ["run", "state", "%", "size", "note"]
+    _print_table(f"{len(found)} runs under {out}", head, lines, keys=1)
+
+
+@app.command(epilog="Example: kdrun clean --yes")
+def clean(
+    out: Out = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete runs that are unfinished, or that no config asks for any more, after a preview."""
+    from kdrun.store import Store
+    from kdrun.store.housekeeping import disposable, entries, remove
+
+    store = Store(out)
+    useless = disposable(entries(store))
+    if not useless:
+        _note(f"nothing to delete under {out}", quiet=False)
+        return
+    for entry in useless:
+        print(f"{entry.folder} ({entry.state}, {_size(entry.bytes)})")
+    total = _size(sum(entry.bytes for entry in useless))
+    if not yes and not (
+        sys.stdin.isatty() and typer.confirm(f"delete these {len(useless)} runs ({total})?", err=True)
+    ):
+        raise UsageError("nothing was deleted; add --yes to delete them")
+    for entry in useless:
+        remove(store, entry)
+    _note(f"deleted {len(useless)} runs ({total})", quiet=False)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdrun {kdrun.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of kdrun itself."""

@@ -1,0 +1,719 @@
+"""The experiment's schema: from YAML (and ``--set``) to a checked config, with every error at once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+import kdrun.data
+import kdrun.losses
+import kdrun.models  # noqa: F401 (importing the families registers their components)
+from kdrun import errors, registry
+from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig, Schema, kind_alone
+from kdrun.errors import ConfigError, Problem, did_you_mean
+from kdrun.optimization import Training, merged
+from kdrun.yamlsource import Source, default_name
+
+SHORTHANDS = {"teacher": "teachers", "student": "students"}
+"""``teacher: {…}`` is short for ``teachers: {teacher: {…}}``."""
+ALONE = "alone"
+"""The control: the student without a teacher."""
+
+
+class _AnyOf:
+    """A config of any component of a family, told apart by ``kind``; read when the schema is (re)built."""
+
+    def __init__(self, family: registry.Family) -> None:
+        self.family = family
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind: handler.generate_schema(self.family[kind].Config) for kind in self.family}
+        union = core_schema.tagged_union_schema(choices, discriminator="kind")
+        return core_schema.no_info_before_validator_function(kind_alone, union)
+
+
+AnyModel = Annotated[ModelConfig, _AnyOf(registry.MODELS)]
+AnyLoss = Annotated[LossConfig, _AnyOf(registry.LOSSES)]
+AnyDataset = Annotated[DatasetConfig, _AnyOf(registry.DATASETS)]
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
+        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '.', '_', '+' and '-'")
+    return name
+
+
+Name = Annotated[
+    str, BeforeValidator(lambda value: _checked_name(value) if isinstance(value, str) else value)
+]
+
+
+class TeacherConfig(Schema):
+    """A teacher: trained by kdrun, distilled from other teachers, or read from a file."""
+
+    model: AnyModel
+    """its architecture"""
+    training: Training | None = None
+    """what differs from the experiment's `training`"""
+    weights: Path | None = Field(default=None, strict=False)
+    """a finished teacher's local file (safetensors, or .pt); it is then not trained"""
+    expect: float | None = Field(default=None, ge=0, le=1)
+    """the least score on the test set; below it nothing is distilled"""
+    seed: int = 0
+    """its own seed; one teacher serves all the students' seeds"""
+    seeds: Literal["each"] | None = None
+    """`each`: one teacher for each student seed"""
+    view: str | None = None
+    """the input that it sees"""
+    from_: str | list[str] | None = Field(default=None, alias="from")
+    """the teacher, or teachers, that it is itself distilled from"""
+    method: str | None = None
+    """the method by which it is distilled"""
+
+
+class StudentConfig(Schema):
+    """A student."""
+
+    model: AnyModel
+    """its architecture"""
+    training: Training | None = None
+    """what differs from the experiment's `training`"""
+    view: str | None = None
+    """the input that it sees"""
+
+
+class MethodConfig(Schema):
+    """What the students are trained with: a published mix by name, perhaps changed, or a mix of losses."""
+
+    name: Name
+    """what the method is called in the table"""
+    use: str | None = None
+    """a published mix: `kdrun list methods`"""
+    set: dict[str, Any] = {}
+    """changes of the published mix, by term and key: `{kd.temperature: 2}`"""
+    losses: list[AnyLoss] | None = Field(default=None, min_length=1)
+    """a mix of one's own: terms that are summed"""
+    teacher: str | list[str] | None = None
+    """the teacher, or teachers, of all terms that name none"""
+    combine: Literal["mean", "mean-logits"] | None = None
+    """how several teachers are combined, in all terms that do not say"""
+
+
+class Experiment(Schema):
+    """One experiment: teachers, students, the methods that are compared, and the data."""
+
+    name: Name
+    """the folder of its runs; the config's file name where nothing is said"""
+    plugins: list[str] = []
+    """modules that have to be loaded by `--plugin`"""
+    dataset: AnyDataset
+    """what is learnt, and how it is scored"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps"""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2], min_length=1)
+    """each student is trained once for each seed"""
+    training: Training = Training()
+    """how the models are trained"""
+    teachers: dict[Name, TeacherConfig] = {}
+    """the teachers by name"""
+    students: dict[Name, StudentConfig] = {}
+    """the students by name"""
+    methods: list[MethodConfig] = []
+    """what the students are trained with; the control `alone` is always added"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with all its terms, and the places in the config that they come from."""
+
+    name: str
+    losses: tuple[LossConfig, ...]
+    paths: tuple[errors.Path, ...]
+
+
+class Config:
+    """A checked experiment with its source, so that later errors can still point at a line."""
+
+    def __init__(self, experiment: Experiment, source: Source) -> None:
+        self.experiment = experiment
+        self.source = source
+
+    @functools.cached_property
+    def methods(self) -> dict[str, Method]:
+        """The control and the methods, in their order, with published mixes written out."""
+        control = registry.LOSSES["ce"].Config(kind="ce")
+        written = {
+            method.name: _expanded(method, ("methods", number), list(self.experiment.teachers))
+            for number, method in enumerate(self.experiment.methods)
+        }
+        return {ALONE: Method(ALONE, (control,), ((),))} | written
+
+    def method(self, name: str, path: errors.Path) -> Method:
+        """A method of this config, or a published one that it does not list (for chains)."""
+        if name in self.methods:
+            return self.methods[name]
+        return _expanded(MethodConfig(name=name, use=name), path, list(self.experiment.teachers))
+
+    def training_of(self, model: TeacherConfig | StudentConfig) -> Training:
+        """A model's own training."""
+        return merged(self.experiment.training, model.training)
+
+    def error(self, problems: Iterable[Problem]) -> ConfigError:
+        """These problems with their places."""
+        return self.source.explain(problems)
+
+
+def published_methods() -> dict[str, Any]:
+    """The published mixes by method name, as losses declare them."""
+    return {
+        kind: registry.LOSSES[kind].published
+        for kind in registry.LOSSES
+        if registry.LOSSES[kind].published is not None
+    }
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read, complete and check a config.
+
+    Raises ``ConfigError`` with all problems that can be seen without building a model.
+    """
+    source = Source.read(path)
+    for short, many in SHORTHANDS.items():
+        if short in source.data:
+            source.aliases[(many, short)] = (short,)
+    for assignment in overrides:
+        source.override(assignment)
+    return validate(source, default_name(path))
+
+
+def validate(source: Source, name: str = "experiment") -> Config:
+    """Check a config; raises ``ConfigError`` with all problems that can be seen without building a model."""
+    data = _written_out(source, name)
+    _require_plugins(source)
+    _rebuild_schema()
+    twice = list(_given_twice(source))
+    problems = twice[:]
+    try:
+        experiment = Experiment.model_validate(data)
+    except ValidationError as error:
+        problems += _translated(error, data, Experiment)
+        experiment = _what_is_right(data)
+    _show_set_keys(experiment, source)
+    if not twice:
+        problems += _cross_checks(experiment)
+    if problems:
+        raise source.explain(dict.fromkeys(problems))
+    return Config(experiment, source)
+
+
+def _what_is_right(data: dict[str, Any]) -> Experiment:
+    """The experiment with stand-ins for all that breaks its schema, so that the rest can be checked as well.
+
+    A stand-in has its name, which others may refer to, and nothing that could be wrong with it.
+    """
+    model = registry.MODELS["mlp"].Config(kind="mlp")
+    dataset = registry.DATASETS["digits"].Config(kind="digits", validation=0.5)
+    teacher = TeacherConfig.model_construct(model=model, seeds="each")
+    student = StudentConfig.model_construct(model=model)
+    methods = data.get("methods") if isinstance(data.get("teachers", {}), dict) else None
+    return Experiment.model_construct(
+        dataset=_valid(AnyDataset, data.get("dataset"), dataset),
+        seeds=_valid(list[int], data.get("seeds"), []),
+        training=_valid(Training, data.get("training", {}), Training()),
+        teachers={name: _valid(TeacherConfig, value, teacher) for name, value in _entries(data, "teachers")},
+        students={name: _valid(StudentConfig, value, student) for name, value in _entries(data, "students")},
+        methods=[
+            _valid(MethodConfig, value, MethodConfig.model_construct(name=_name_of(value, number), use="ce"))
+            for number, value in enumerate(methods if isinstance(methods, list) else [])
+        ],
+    )
+
+
+def _entries(data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    value = data.get(key)
+    return value.items() if isinstance(value, dict) else ()
+
+
+def _valid(schema: Any, value: object, stand_in: Any) -> Any:
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except ValidationError:
+        return stand_in
+
+
+def _name_of(method: object, number: int) -> str:
+    name = method.get("name") if isinstance(method, dict) else None
+    return name if isinstance(name, str) else str(number)
+
+
+def _show_set_keys(experiment: Experiment, source: Source) -> None:
+    """Have what is said of a published mix's key point at the ``set`` that gave it, where one did."""
+    for number, method in enumerate(experiment.methods):
+        for key in method.set:
+            source.aliases["methods", number, key.partition(".")[2]] = ("methods", number, "set", key)
+
+
+def _rebuild_schema() -> None:
+    """Take in the components that are registered by now."""
+    for model in (MethodConfig, TeacherConfig, StudentConfig, Experiment):
+        model.model_rebuild(force=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The config's JSON schema with its shorthands, and with every component that is loaded."""
+    _rebuild_schema()
+    schema = _with_kinds_alone(Experiment.model_json_schema())
+    schema["required"] = [key for key in schema["required"] if key != "name"]
+    for short, many in SHORTHANDS.items():
+        schema["properties"][short] = schema["properties"][many]["additionalProperties"]
+    method, methods = schema["$defs"]["MethodConfig"], schema["properties"]["methods"]
+    method["anyOf"] = [{"required": method.pop("required")}, {"required": ["use"]}]
+    methods["items"] = {"anyOf": [{"enum": sorted(published_methods())}, methods["items"]]}
+    return schema
+
+
+def _with_kinds_alone(schema: Any) -> Any:
+    """The same schema, with the kind alone allowed wherever a mapping is told by its kind."""
+    if isinstance(schema, list):
+        return [_with_kinds_alone(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _with_kinds_alone(value) for key, value in schema.items()}
+    if "discriminator" in schema:
+        kinds = list(schema.pop("discriminator")["mapping"])
+        schema["anyOf"] = [{"enum": kinds}, *schema.pop("oneOf")]
+    return schema
+
+
+# ---------------------------------------------------------------------------------------- shorthands
+
+
+def _written_out(source: Source, name: str) -> dict[str, Any]:
+    """The data with ``teacher:`` and ``student:`` as entries of the mappings, and method names as mappings."""
+    data = copy.deepcopy(source.data)
+    for short, many in SHORTHANDS.items():
+        if short in data:
+            data[many] = {short: data.pop(short), **dict(_entries(data, many))}
+    methods = data.get("methods")
+    if isinstance(methods, list):
+        data["methods"] = [_method_mapping(method) for method in methods]
+    data.setdefault("name", name)
+    return data
+
+
+def _given_twice(source: Source) -> Iterable[Problem]:
+    for short, many in SHORTHANDS.items():
+        if short in source.data and many in source.data:
+            yield Problem((short,), f"'{short}' and '{many}' are both given", "keep one", True)
+
+
+def _method_mapping(method: object) -> object:
+    if isinstance(method, str):
+        return {"name": method, "use": method}
+    if isinstance(method, dict) and "name" not in method and isinstance(method.get("use"), str):
+        return {"name": method["use"], **method}
+    return method
+
+
+def _require_plugins(source: Source) -> None:
+    """A config may say which plugins it needs; it never loads one."""
+    wanted = source.data.get("plugins")
+    if isinstance(wanted, list):
+        missing = [
+            Problem(
+                ("plugins", n), f"the plugin '{name}' is not loaded", f"add --plugin {name} to the command"
+            )
+            for n, name in enumerate(wanted)
+            if isinstance(name, str) and name not in registry.loaded_plugins
+        ]
+        if missing:
+            raise source.explain(missing)
+
+
+def _expanded(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:
+    """The method's terms: its own, or the published ones with ``set`` applied; teachers filled in."""
+    if method.losses is not None:
+        paths = tuple((*path, "losses", n) for n in range(len(method.losses)))
+        losses = method.losses
+    else:
+        assert method.use is not None
+        terms = copy.deepcopy(published_methods()[method.use].losses)
+        problems = [p for key, value in method.set.items() if (p := _apply(terms, key, value, path))]
+        if problems:
+            raise ConfigError(problems)
+        try:
+            losses = TypeAdapter(list[AnyLoss]).validate_python(terms)
+        except ValidationError as error:
+            raise ConfigError(_set_problems(error, terms, path)) from None
+        paths = (path,) * len(losses)
+    return Method(method.name, tuple(_with_teachers(loss, method, teachers) for loss in losses), paths)
+
+
+def _with_teachers(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> LossConfig:
+    """The term with its teacher said: its own, the method's, or the only one that there is."""
+    if not registry.LOSSES[loss.kind].needs_teacher:
+        return loss
+    only = teachers[0] if len(teachers) == 1 else None
+    changes: dict[str, Any] = {"teacher": loss.teacher or method.teacher or only}
+    if method.combine is not None and "combine" not in loss.model_fields_set:
+        changes["combine"] = method.combine
+    return loss.model_copy(update=changes)
+
+
+def _apply(terms: list[dict[str, Any]], key: str, value: Any, path: errors.Path) -> Problem | None:
+    """Set one ``term.key`` of a published mix, in place; the problem, if it cannot be."""
+    name, _, rest = key.partition(".")
+    labels = {term.get("name", term["kind"]): term for term in terms}
+    how = "write TERM.KEY, for instance kd.temperature"
+    if name not in labels:
+        hint = f"{did_you_mean(name, labels)}; {how}"
+        return Problem((*path, "set", key), f"'{name}' is no term of this mix", hint, True)
+    if not rest:
+        return Problem((*path, "set", key), f"'{name}' is a term, and none of its keys is named", how, True)
+    target = labels[name]
+    *parents, last = rest.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value
+    return None
+
+
+def _set_problems(error: ValidationError, terms: list[Any], path: errors.Path) -> list[Problem]:
+    """Errors in a changed published mix, at the ``set`` keys that caused them."""
+    problems = []
+    for problem in _translated(error, terms, list[AnyLoss]):
+        number, *rest = [part for part in problem.path]
+        assert isinstance(number, int)
+        label = terms[number].get("name", terms[number]["kind"])
+        key = ".".join([label, *(str(part) for part in rest)])
+        problems.append(Problem((*path, "set", key), problem.message, problem.hint, problem.on_key))
+    return problems
+
+
+# --------------------------------------------------------------------------------------- translation
+
+_COMPARISONS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "path_type": "a path",
+    "union_tag_not_found": "a mapping with a `kind`",
+}
+
+
+def _translated(error: ValidationError, data: Any, schema: Any) -> list[Problem]:
+    """Pydantic's errors in our words, one for each place."""
+    problems: dict[errors.Path, Problem] = {}
+    for item in error.errors(include_url=False):
+        location = item["loc"]
+        on_key = location[-1:] == ("[key]",)
+        path = _without_tags(location[:-1] if on_key else location, data)
+        problem = _problem(item, path, schema)
+        problems.setdefault(problem.path, replace(problem, on_key=problem.on_key or on_key))
+    # Where several forms are allowed, what is wrong inside of the form that was taken says more than the others.
+    outer = {path[:depth] for path in problems for depth in range(len(path))}
+    return [problem for path, problem in problems.items() if path not in outer or problem.on_key]
+
+
+def _without_tags(location: tuple[int | str, ...], data: Any) -> errors.Path:
+    """Pydantic's location without the names of union members, which are not in the file."""
+    path: list[int | str] = []
+    node = data
+    last = len(location) - 1
+    for number, part in enumerate(location):
+        listed = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if listed or (isinstance(node, Mapping) and part in node):
+            node = node[part]
+        elif isinstance(node, Mapping) and number == last and node.get("kind") != part:
+            node = None
+        else:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
+    kind, context, given = item["type"], item.get("ctx", {}), item["input"]
+    if kind == "extra_forbidden":
+        known = _keys_at(item["loc"][:-1], schema)
+        return Problem(path, f"unknown key '{path[-1]}'", did_you_mean(path[-1], known), True)
+    if kind == "missing":
+        return Problem(path[:-1], f"the key '{path[-1]}' is missing")
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'([^']*)'", context["expected_tags"])
+        return Problem(
+            (*path, "kind"), f"unknown kind '{context['tag']}'", did_you_mean(context["tag"], tags)
+        )
+    if kind in ("union_tag_not_found", "model_attributes_type") and isinstance(given, Mapping):
+        return Problem(path, "the key 'kind' is missing", did_you_mean("", _kinds_at(item["loc"], schema)))
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        return Problem(path, f"unknown value {given!r}", did_you_mean(given, allowed))
+    if kind in _COMPARISONS:
+        key, words = _COMPARISONS[kind]
+        return Problem(path, f"{given!r} is out of range", f"write a number that is {words} {context[key]}")
+    if kind in _TYPES:
+        return Problem(path, f"{_shown(given)} is not {_TYPES[kind]}")
+    if kind == "value_error":
+        return Problem(path, str(context["error"]))
+    if kind == "string_pattern_mismatch":
+        return Problem(path, f"unknown value {given!r}", "write auto, cpu, cuda, cuda:1 or mps")
+    if kind in ("too_short", "too_long"):
+        wanted = context.get("min_length", context.get("max_length"))
+        return Problem(
+            path,
+            f"has {context['actual_length']} entries",
+            f"write {wanted}" + (" or more" if kind == "too_short" else ""),
+        )
+    if kind == "finite_number":
+        return Problem(path, f"{given!r} is not a finite number")
+    return Problem(path, item["msg"])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return "nothing" if value is None else f"{value!r}"
+
+
+def _keys_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:
+    """The keys allowed in the mapping at one of pydantic's locations, for 'did you mean'."""
+    annotation = _bare(functools.reduce(_below, location, annotation))
+    if not (isinstance(annotation, type) and issubclass(annotation, Schema)):
+        return []
+    return [field.alias or name for name, field in annotation.model_fields.items()]
+
+
+def _kinds_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:
+    """The kinds that the mapping at one of pydantic's locations can be of."""
+    annotation = functools.reduce(_below, location, annotation)
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, _AnyOf):
+            return list(mark.family)
+    members = get_args(_bare(annotation))
+    return [kind for member in members for kind in get_args(member.model_fields["kind"].annotation)]
+
+
+def _below(annotation: Any, part: str | int) -> Any:
+    """The type one step further down: of a field, an item, or the union's member of that kind."""
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, _AnyOf):
+            return mark.family[str(part)].Config
+    annotation = _bare(annotation)
+    if get_origin(annotation) in (dict, list):
+        return get_args(annotation)[-1]
+    if isinstance(annotation, type) and issubclass(annotation, Schema):
+        for name, field in annotation.model_fields.items():
+            if part in (name, field.alias):
+                return Annotated[field.annotation, *field.metadata, None]
+        return None
+    for member in get_args(annotation):
+        kind = getattr(member, "model_fields", {}).get("kind")
+        if (kind and part in get_args(kind.annotation)) or str(part).startswith(
+            f"{getattr(get_origin(member), '__name__', '?')}["
+        ):
+            return member
+    return None
+
+
+def _bare(annotation: Any) -> Any:
+    """The type without its annotations and without 'or nothing'."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    if get_origin(annotation) in (Union, UnionType) and len(members) == 1:
+        return _bare(members[0])
+    return annotation
+
+
+# -------------------------------------------------------------------------------------- cross checks
+
+
+def _cross_checks(experiment: Experiment) -> Iterable[Problem]:
+    """Everything that two parts of the config have to agree on."""
+    yield from _method_names(experiment)
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        yield Problem(("seeds",), "a seed stands twice", "each seed is one run of each student")
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            training = merged(experiment.training, model.training)
+            if training.selection == "best-on-validation" and experiment.dataset.validation == 0:
+                yield Problem(
+                    (family, name, "training", "selection") if model.training else ("training", "selection"),
+                    "best-on-validation needs a validation share",
+                    "add `validation: 0.1` to the data set",
+                )
+    yield from _teacher_problems(experiment)
+    for number, method in enumerate(experiment.methods):
+        path: errors.Path = ("methods", number)
+        yield from _unknown_teachers(method.teacher, path, experiment.teachers)
+        misused = list(_method_problems(method, path))
+        yield from misused or _mix_problems(method, path, list(experiment.teachers))
+
+
+def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Iterable[Problem]:
+    try:
+        expanded = _expanded(method, path, teachers)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    yield from _term_problems(expanded, teachers, method.teacher)
+    if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+
+
+def _unknown_teachers(
+    named: str | list[str] | None, path: errors.Path, teachers: Iterable[str]
+) -> Iterable[Problem]:
+    for name in _as_list(named):
+        if name not in teachers:
+            hint = did_you_mean(name, teachers) or "the config has none"
+            yield Problem((*path, "teacher"), f"there is no teacher '{name}'", hint)
+
+
+def _method_names(experiment: Experiment) -> Iterable[Problem]:
+    seen: set[str] = set()
+    for number, method in enumerate(experiment.methods):
+        if method.name in seen:
+            yield Problem(
+                ("methods", number, "name"), f"a second method is named '{method.name}'", "names are unique"
+            )
+        if method.name == ALONE:
+            yield Problem(
+                ("methods", number, "name"),
+                f"'{ALONE}' is the control's name",
+                "it is always added; take another",
+            )
+        seen.add(method.name)
+
+
+def _method_problems(method: MethodConfig, path: errors.Path) -> Iterable[Problem]:
+    known = published_methods()
+    if (method.use is None) == (method.losses is None):
+        words = "both `use` and `losses` are given" if method.use else "neither `use` nor `losses` is given"
+        yield Problem(path, words, "name a published mix, or write a list of losses")
+    elif method.use is not None and method.use not in known:
+        yield Problem(
+            (*path, "use"), f"there is no published method '{method.use}'", did_you_mean(method.use, known)
+        )
+    elif method.set and method.losses is not None:
+        yield Problem((*path, "set"), "`set` changes a published mix", "change the losses themselves", True)
+
+
+def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
+    teachers = experiment.teachers
+    known_methods = {method.name for method in experiment.methods} | {*published_methods()}
+    for name, teacher in teachers.items():
+        path: errors.Path = ("teachers", name)
+        for source in _as_list(teacher.from_):
+            if source not in teachers:
+                yield Problem(
+                    (*path, "from"), f"there is no teacher '{source}'", did_you_mean(source, teachers)
+                )
+        if _in_circle(name, teachers):
+            yield Problem((*path, "from"), "the teachers are distilled from each other in a circle")
+        if (teacher.from_ is None) != (teacher.method is None):
+            given, missing = ("from", "method") if teacher.from_ else ("method", "from")
+            yield Problem(
+                (*path, given), f"`{given}` needs `{missing}`", "a distilled teacher names both", True
+            )
+        elif teacher.method and teacher.method not in known_methods:
+            hint = did_you_mean(teacher.method, known_methods)
+            yield Problem((*path, "method"), f"there is no method '{teacher.method}'", hint)
+        if teacher.weights is not None:
+            if not teacher.weights.is_file():
+                yield Problem(
+                    (*path, "weights"),
+                    f"there is no file '{teacher.weights}'",
+                    "a path from the working folder",
+                )
+            for key in ("from_", "seeds", "training"):
+                if getattr(teacher, key) is not None:
+                    yield Problem(
+                        (*path, key.strip("_")),
+                        f"a teacher with `weights` is finished, so `{key.strip('_')}` says nothing",
+                        "remove one",
+                        True,
+                    )
+        for other in list(teachers)[: list(teachers).index(name)]:
+            if teachers[other] == teacher and teacher.seeds is None:
+                yield Problem(
+                    path,
+                    f"'{name}' is the same teacher as '{other}'",
+                    "give one of them another `seed`",
+                    True,
+                )
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            file = model.model.initial_weights
+            if file is not None and not file.is_file():
+                yield Problem(
+                    (family, name, "model", "initial_weights"),
+                    f"there is no file '{file}'",
+                    "a path from the working folder",
+                )
+
+
+def _in_circle(name: str, teachers: Mapping[str, TeacherConfig]) -> bool:
+    seen: set[str] = set()
+    queue = _as_list(teachers[name].from_)
+    while queue:
+        source = queue.pop()
+        if source == name:
+            return True
+        if source in teachers and source not in seen:
+            seen.add(source)
+            queue += _as_list(teachers[source].from_)
+    return False
+
+
+def _term_problems(
+    method: Method, teachers: list[str], of_method: str | list[str] | None
+) -> Iterable[Problem]:
+    labels: set[str] = set()
+    for loss, path in zip(method.losses, method.paths, strict=True):
+        if loss.label in labels:
+            yield Problem(path, f"a second term is named '{loss.label}'", "give one of them a `name`")
+        labels.add(loss.label)
+        if not registry.LOSSES[loss.kind].needs_teacher:
+            if loss.teacher is not None:
+                yield Problem((*path, "teacher"), f"'{loss.kind}' looks at no teacher", "remove it", True)
+        elif not teachers:
+            yield Problem(path, f"'{loss.kind}' needs a teacher and the config has none", "add `teacher:`")
+        elif loss.teacher is None:
+            yield Problem(
+                path,
+                f"'{loss.label}' names none of the {len(teachers)} teachers",
+                "add `teacher: NAME`, or a list of names; " + did_you_mean("", teachers),
+            )
+        if loss.teacher != of_method:
+            yield from _unknown_teachers(loss.teacher, path, teachers)
+        if len(set(_as_list(loss.teacher))) < len(_as_list(loss.teacher)):
+            yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -1,0 +1,73 @@
+"""What the user sees while something runs: lines and progress on stderr, never on stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Console:
+    """Messages and progress: bars on a terminal, a plain line an epoch elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._samples = 0
+        self._began = 0.0
+        self._title = ""
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line, unless quiet."""
+        if not self.quiet:
+            self._rich.print(escape(text), style=style)
+
+    def warn(self, text: str) -> None:
+        """A line that even ``--quiet`` does not hide."""
+        self._rich.print(escape(text), style="yellow")
+
+    @contextmanager
+    def training(self, title: str, steps: int, done: int) -> Iterator[None]:
+        """Shows the progress of one group's training: ``steps`` in all, ``done`` of them before."""
+        self._samples, self._began, self._title = 0, time.monotonic(), title
+        if self.quiet or not self._rich.is_terminal:
+            self.say(
+                f"{title}: {'from the start' if not done else f'going on at step {done}'} of {steps} steps"
+            )
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._rich, transient=True) as bar:
+            self._bar = bar
+            self._task = bar.add_task(escape(title), total=steps, completed=done, rate="")
+            try:
+                yield
+            finally:
+                self._bar = None
+        self.say(f"{title}: done, {self._rate()}")
+
+    def step(self, samples: int) -> None:
+        """One step of so many samples is done."""
+        self._samples += samples
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, rate=self._rate())
+
+    def epoch(self, number: int, epochs: int, text: str) -> None:
+        """An epoch is done; ``text`` is what there is to say of it."""
+        if self._bar is None and not self.quiet:
+            left = (time.monotonic() - self._began) / number * (epochs - number)
+            self.say(f"{self._title}: epoch {number}/{epochs}, {self._rate()}, {left:.0f} s left{text}")
+
+    def _rate(self) -> str:
+        return f"{self._samples / max(time.monotonic() - self._began, 1e-9):,.0f} samples/s"

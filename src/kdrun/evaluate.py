@@ -1,0 +1,48 @@
+"""Scores of anything that predicts, and what it costs to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdrun.contracts import Batch, Predictor
+from kdrun.statistics.scores import all_scores
+
+WARM_UP, ROUNDS = 5, 60
+
+
+def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """``logits`` (N, C) float32, ``labels`` (N,) int64 and ``index`` (N,) int64 of a whole split."""
+    logits, labels, index = [], [], []
+    with torch.no_grad():
+        for batch in batches:
+            logits.append(predictor(batch).logits.float().cpu())
+            labels.append(batch.labels.cpu())
+            index.append(batch.index.cpu())
+    parts = {"logits": logits, "labels": labels, "index": index}
+    return {name: torch.cat(part).numpy() for name, part in parts.items()}
+
+
+def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
+    """Every score of a split."""
+    predictions = predict(predictor, batches)
+    return all_scores(predictions["logits"], predictions["labels"])
+
+
+def latencies(runners: Sequence[Callable[[], Any]], device: torch.device) -> list[dict[str, float]]:
+    """Milliseconds of a call of each, p50 and p95; taken in turn, so that a drifting machine hits all alike."""
+    taken: list[list[float]] = [[] for _ in runners]
+    with torch.no_grad():
+        for turn in range(WARM_UP + ROUNDS):
+            for times, runner in zip(taken, runners, strict=True):
+                began = time.perf_counter()
+                runner()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if turn >= WARM_UP:
+                    times.append(1e3 * (time.perf_counter() - began))
+    return [{"p50": float(np.percentile(t, 50)), "p95": float(np.percentile(t, 95))} for t in taken]

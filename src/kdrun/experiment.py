@@ -1,0 +1,91 @@
+"""THE STORY: a config becomes data, teachers, students, and a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kdrun import assembly, bookkeeping
+from kdrun.config import Config
+from kdrun.console import Console
+from kdrun.contracts import Dataset
+from kdrun.errors import TrainingError
+from kdrun.interrupts import Stop
+from kdrun.plan import Plan, Run, plan
+from kdrun.store import Result, Store
+from kdrun.train import fit
+
+
+@dataclass
+class Experiment:
+    """One experiment on its way: what is asked for, where it goes, and what failed."""
+
+    config: Config
+    store: Store
+    console: Console
+    stop: Stop
+    command: Sequence[str] = ()
+    failures: list[str] = field(default_factory=list)
+
+    def run(
+        self, roles: Iterable[str] = ("teacher", "student"), methods: Iterable[str] | None = None
+    ) -> Plan:
+        """Make sure of everything that the config asks for, training what is not finished yet."""
+        device = assembly.resolve_device(self.config.experiment.device)
+        dataset = assembly.open_dataset(self.config)
+        everything = plan(self.config, dataset.identity())
+        wanted = everything.select(roles, methods)
+        todo = [run for run in wanted.runs if self.finished(run) is None]
+        if todo:
+            assembly.rehearse(wanted, dataset.spec, device)
+            with assembly.keys_pointed_at(self.config):
+                dataset.load(device)
+        bookkeeping.open_folder(self.store, everything, device, self.command)
+        self.check_teachers(run for run in wanted.runs if run not in todo)
+        for group in wanted.groups(todo):
+            self.train(group, dataset, device)
+        bookkeeping.measure(self.store, everything, dataset.spec, device)
+        if self.failures:
+            raise TrainingError("\n".join(self.failures))
+        return everything
+
+    def finished(self, run: Run) -> Result | None:
+        """The finished result of a run, wherever it lies."""
+        return self.store.find(run.fingerprint, f"{self.config.experiment.name}/{run.folder}")
+
+    def train(self, group: list[Run], dataset: Dataset, device: torch.device) -> None:
+        """Train a group in lock step, from its checkpoints if there are any, and store its results."""
+        with bookkeeping.locked_group(self.store, group):
+            unfinished = [run for run in group if self.finished(run) is None]
+            seats = bookkeeping.take_seats(self.store, self.config, unfinished, dataset, device, self.console)
+            teachers = {n: self.teacher(t, dataset, device) for run in group for n, t in run.teachers.items()}
+            pupils = [seat for seat in seats if seat.run.weights is None]
+            for seat in pupils:
+                seat.enrol(teachers)
+            if pupils:
+                students = [seat.student for seat in pupils]
+                keeper = bookkeeping.Keeper(pupils, self.stop)
+                with self.console.training(
+                    bookkeeping.title(unfinished), keeper.total_steps, keeper.steps_done
+                ):
+                    fit(students, teachers, dataset, *pupils[0].run.group, self.console, keeper.pause)
+            failures = [failure for seat in seats if (failure := seat.finish())]
+        self.failures += failures
+        if failures and group[0].role == "teacher":
+            raise TrainingError("\n".join(failures))
+        self.check_teachers(group)
+
+    def teacher(self, run: Run, dataset: Dataset, device: torch.device) -> assembly.Frozen:
+        """A finished teacher, frozen."""
+        result = self.finished(run)
+        assert result is not None, f"{run.title} is not finished"
+        return bookkeeping.frozen(run, result, dataset.spec, device)
+
+    def check_teachers(self, runs: Iterable[Run]) -> None:
+        """Raises ``TrainingError`` where a teacher scores under its ``expect``."""
+        for run in runs:
+            result = self.finished(run)
+            if run.expect is not None and result is not None:
+                bookkeeping.expect(run, result, self.config)

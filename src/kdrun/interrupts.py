@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM: the first one asks to stop after this step, a second SIGINT stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """Whether a signal asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM."""
+        assert self.signal is not None
+        return 128 + self.signal
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)
+        os.write(2, f"\n{self.signal.name}: saving after this step (again: stop at once)\n".encode())
+
+
+def leave_on_interrupt() -> None:
+    """End the process at SIGINT: before a training there is nothing to save, and torch aborts inside its import."""
+    signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a ``Stop`` while the block runs."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,264 @@
+"""From a config to the runs that it asks for: what each is, what decides it, and in which order they train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from kdrun import errors, registry
+from kdrun.config import ALONE, Config, Method, StudentConfig, TeacherConfig
+from kdrun.contracts import Draw, LossConfig, ModelConfig
+from kdrun.optimization import Training
+from kdrun.store import fingerprint
+
+RESULT_VERSION = 1
+"""Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One model, one method, one seed."""
+
+    role: str
+    name: str
+    method: str | None
+    seed: int
+    model: ModelConfig
+    training: Training
+    losses: tuple[LossConfig, ...]
+    loss_paths: tuple[errors.Path, ...]
+    path: errors.Path
+    view: str | None
+    data: dict[str, Any]
+    metric: str
+    device: str
+    labelled_only: bool = False
+    teachers: dict[str, Run] = field(default_factory=dict)
+    weights: Any = None
+    expect: float | None = None
+    weights_hash: str | None = None
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return "/".join([self.name, *([self.method] if self.method else []), f"seed {self.seed}"])
+
+    @property
+    def folder(self) -> str:
+        """Where it lies below the experiment's folder."""
+        middle = f"teachers/{self.name}" if self.role == "teacher" else f"students/{self.name}/{self.method}"
+        return f"{middle}/seed-{self.seed}"
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """All that the config asks and that decides the result, names left out."""
+        return {
+            "result_version": RESULT_VERSION,
+            "role": self.role,
+            "seed": self.seed,
+            "device": self.device,
+            "dataset": self.data,
+            "model": self.model.model_dump(mode="json", exclude={"initial_weights"}),
+            "initial_weights": _file_hash(self.model.initial_weights),
+            "view": self.view,
+            "training": self.training.model_dump(mode="json"),
+            "selected_by": self.metric if self.training.selection == "best-on-validation" else None,
+            "losses": [self._loss_inputs(loss) for loss in self.losses],
+            "weights": self.weights_hash,
+        }
+
+    def _loss_inputs(self, loss: LossConfig) -> dict[str, Any]:
+        named = (
+            [] if loss.teacher is None else [loss.teacher] if isinstance(loss.teacher, str) else loss.teacher
+        )
+        teachers = [self.teachers[name].fingerprint for name in named]
+        return loss.model_dump(mode="json") | {"name": loss.label, "teacher": teachers}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of ``inputs``."""
+        return fingerprint(self.inputs)
+
+    @property
+    def draw(self) -> Draw:
+        """Which batches it sees."""
+        return Draw(
+            seed=self.seed,
+            batch_size=self.training.batch_size,
+            labels="all" if self.role == "teacher" else "given",
+            labelled_only=self.labelled_only,
+            mixup=self.training.mixup,
+            purpose=self.role,
+        )
+
+    @property
+    def group(self) -> tuple[Draw, int]:
+        """Runs of one group train in lock step."""
+        return self.draw, self.training.epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of an experiment, teachers before those that learn from them."""
+
+    config: Config
+    runs: list[Run]
+
+    def groups(self, todo: Iterable[Run]) -> Iterator[list[Run]]:
+        """The runs that are to be trained, in groups, no group before its teachers.
+
+        Methods that come to the same are one run: the first of them stands for all.
+        """
+        waiting: list[Run] = []
+        for run in todo:
+            if all(run.fingerprint != other.fingerprint for other in waiting):
+                waiting.append(run)
+        while waiting:
+            ready = [run for run in waiting if not any(t in waiting for t in run.teachers.values())]
+            first = ready[0]
+            group = [
+                run
+                for run in ready
+                if run.group == first.group and (run.weights is None) == (first.weights is None)
+            ]
+            yield group
+            waiting = [run for run in waiting if run not in group]
+
+    def select(self, roles: Iterable[str], methods: Iterable[str] | None = None) -> Plan:
+        """The runs of some roles, and of the students only some methods; their teachers are kept."""
+        wanted = [
+            run
+            for run in self.runs
+            if run.role in roles
+            and (run.role == "teacher" or methods is None or run.method in {ALONE, *methods})
+        ]
+        return Plan(self.config, wanted)
+
+
+def plan(config: Config, data: dict[str, Any]) -> Plan:
+    """The runs that a config asks for; ``data`` is the data set's identity."""
+    experiment = config.experiment
+    teachers: dict[tuple[str, int], Run] = {}
+    for name in _in_order(experiment.teachers):
+        teacher = experiment.teachers[name]
+        for seed in experiment.seeds if teacher.seeds == "each" else [teacher.seed]:
+            teachers[name, seed] = _teacher_run(config, name, teacher, seed, data, teachers)
+    runs = list(teachers.values())
+    for seed in experiment.seeds:
+        for name, student in experiment.students.items():
+            for method in config.methods.values():
+                runs.append(_student_run(config, name, student, method, seed, data, teachers))
+    return Plan(config, runs)
+
+
+def _in_order(teachers: dict[str, TeacherConfig]) -> list[str]:
+    """Names such that a distilled teacher comes after those it is distilled from."""
+    order: list[str] = []
+    while len(order) < len(teachers):
+        for name, teacher in teachers.items():
+            sources = (
+                []
+                if teacher.from_ is None
+                else [teacher.from_]
+                if isinstance(teacher.from_, str)
+                else teacher.from_
+            )
+            if name not in order and all(source in order for source in sources):
+                order.append(name)
+    return order
+
+
+def _teacher_run(
+    config: Config,
+    name: str,
+    teacher: TeacherConfig,
+    seed: int,
+    data: dict[str, Any],
+    known: dict[tuple[str, int], Run],
+) -> Run:
+    path: errors.Path = ("teachers", name)
+    sources = [teacher.from_] if isinstance(teacher.from_, str) else teacher.from_ or []
+    method = (
+        _towards(config.method(teacher.method, (*path, "method")), sources)
+        if teacher.method
+        else config.methods[ALONE]
+    )
+    return Run(
+        role="teacher",
+        name=name,
+        method=teacher.method,
+        seed=seed,
+        model=teacher.model,
+        training=config.training_of(teacher),
+        losses=method.losses,
+        loss_paths=method.paths,
+        path=path,
+        view=teacher.view,
+        data={key: value for key, value in data.items() if key != "labels_per_class"},
+        metric=config.experiment.dataset.metric,
+        device=config.experiment.device,
+        teachers={source: _serving(source, seed, known) for source in sources},
+        weights=teacher.weights,
+        expect=teacher.expect,
+        weights_hash=_file_hash(teacher.weights),
+    )
+
+
+def _towards(method: Method, sources: list[str]) -> Method:
+    """The method with every term that looks at a teacher looking at these."""
+    target = sources[0] if len(sources) == 1 else sources
+    losses = tuple(
+        loss.model_copy(update={"teacher": target}) if registry.LOSSES[loss.kind].needs_teacher else loss
+        for loss in method.losses
+    )
+    return Method(method.name, losses, method.paths)
+
+
+def _student_run(
+    config: Config,
+    name: str,
+    student: StudentConfig,
+    method: Method,
+    seed: int,
+    data: dict[str, Any],
+    teachers: dict[tuple[str, int], Run],
+) -> Run:
+    wanted = [loss.teacher for loss in method.losses if loss.teacher is not None]
+    names = dict.fromkeys(n for entry in wanted for n in ([entry] if isinstance(entry, str) else entry))
+    few = config.experiment.dataset.labels_per_class is not None
+    return Run(
+        role="student",
+        name=name,
+        method=method.name,
+        seed=seed,
+        model=student.model,
+        training=config.training_of(student),
+        losses=method.losses,
+        loss_paths=method.paths,
+        path=("students", name),
+        view=student.view,
+        data=data,
+        metric=config.experiment.dataset.metric,
+        device=config.experiment.device,
+        labelled_only=few and not names,
+        teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},
+    )
+
+
+def _serving(name: str, seed: int, teachers: dict[tuple[str, int], Run]) -> Run:
+    """The run of a teacher that serves a student's seed: its own, or the only one."""
+    return teachers.get((name, seed)) or next(run for (n, _), run in teachers.items() if n == name)
+
+
+def _file_hash(path: Path | None) -> str | None:
+    """The SHA-256 of a file of weights; many runs may start from one, so it is read once while it stays as it is."""
+    return None if path is None else _hashed(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@cache
+def _hashed(path: Path, _changed: int, _size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,18 @@
+"""The folder of runs: results that are whole or absent, found again by fingerprint; no torch."""
+
+from kdrun.store.checkpoints import Checkpoint
+from kdrun.store.files import read_json, write_json
+from kdrun.store.fingerprints import fingerprint, first_difference
+from kdrun.store.runs import FORMAT, Result, Store, Workplace
+
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "Result",
+    "Store",
+    "Workplace",
+    "fingerprint",
+    "first_difference",
+    "read_json",
+    "write_json",
+]

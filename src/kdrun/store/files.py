@@ -1,0 +1,63 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import StoreError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is the old one or the new one, never a part.
+
+    Raises ``StoreError`` where the disk or the permissions do not allow it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({len(data):,} bytes): {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_bytes`` of JSON; not-a-number is refused, since it is no JSON."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; raises ``StoreError`` where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: is damaged: {error}; delete it to have it made again") from error
+
+
+def digest(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256, as manifests carry them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

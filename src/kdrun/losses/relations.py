@@ -127,7 +127,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Memory stays within some ``CHUNK``s: the anchors are taken in slices, recomputed in the backward pass.
     """
-    size = len(student)
+    size, teacher = len(student), _coordinates(teacher)
     step = max(1, CHUNK // (size * max(size, student.shape[1], teacher.shape[1])))
     sums = [
         checkpoint(
@@ -136,6 +136,16 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
         for i in range(0, size, step)
     ]
     return torch.stack(sums).sum() / size**3
+
+
+def _coordinates(x: Tensor) -> Tensor:
+    """Constant vectors (B, D), where D > B in an orthonormal basis of their span: no angle or distance changes.
+
+    A wide teacher then costs as much as one of width B. Apple's GPUs lack the float64 that keeps this exact.
+    """
+    if x.shape[1] <= len(x) or x.device.type == "mps":
+        return x
+    return torch.linalg.qr(x.double().T, mode="r").R.T.to(x.dtype)
 
 
 def _relative_distances(x: Tensor) -> Tensor:

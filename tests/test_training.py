@@ -143,6 +143,21 @@ def test_methods_share_the_weights_that_they_start_from_and_the_data():
     assert all(torch.equal(states[0][name], state[name]) for state in states for name in states[0])
 
 
+def test_every_step_draws_dropout_anew_and_alike_for_all(monkeypatch):
+    drawn = {}
+
+    def noted(self, batch, taught):
+        step(self, batch, taught)
+        drawn.setdefault(self.title, []).append(torch.default_generator.initial_seed())
+
+    step = Student.step
+    made, teachers, dataset, planned = students(with_methods(TABLE, "kd", "hint"))
+    monkeypatch.setattr(Student, "step", noted)
+    fit(list(made.values()), teachers, dataset, planned.runs[-1].draw, 3, Ears(), lambda: None)
+    alone, *others = drawn.values()
+    assert len(set(alone)) == 9 and others == [alone, alone]
+
+
 def test_no_sample_is_seen_before_the_first_step():
     made, *_ = students(with_methods(PICTURES, "hint"))
     for student in made.values():
@@ -294,7 +309,7 @@ def test_a_failure_is_told_within_fifty_steps(poison):
     ((told, position),) = console.heard
     assert dataset.steps(planned.runs[-1].draw) == 125 > 2 * REPORT_EVERY
     assert position <= 7 + 50
-    assert all(word in told for word in ("small/bad/seed 1", "epoch 1", "step 7", "'poison'"))
+    assert all(word in told for word in ("small/bad/seed 1", "epoch 1", "step 8 of it", "'poison'"))
     assert made["kd"].position == 125 and made["bad"].position < 60
 
 
@@ -311,7 +326,7 @@ def test_a_group_whose_students_all_failed_stops(poison):
 def test_the_others_go_on_and_only_the_failed_one_is_trained_again(tmp_path, monkeypatch, poison, what):
     run(with_methods(TABLE, "kd", "hint"), tmp_path / "healthy")
     text = with_methods(TABLE, "kd", poisoned(4, what), "hint")
-    with pytest.raises(TrainingError, match=r"small/bad/seed 1.* is not finite in epoch 2, step 1"):
+    with pytest.raises(TrainingError, match=r"small/bad/seed 1.* is not finite in epoch 2, step 2 of it"):
         run(text, tmp_path / "sick")
     assert outcome(tmp_path / "sick") == outcome(tmp_path / "healthy")
     folder = tmp_path / "sick/table/students/small/bad/seed-1"
@@ -338,7 +353,7 @@ def test_the_command_tells_and_ends_with_one(tmp_path, monkeypatch, capfd):
     arguments = ["compare", tmp_path / "table.yaml", "--out", tmp_path / "runs"]
     assert command(*arguments, monkeypatch=monkeypatch) == 1
     told = capfd.readouterr().err
-    assert "small/bad/seed 1: stopped: the term 'logit-mse' is not finite in epoch 1, step 0" in told
+    assert "small/bad/seed 1: stopped: the term 'logit-mse' is not finite in epoch 1, step 1 of it" in told
     assert "Traceback" not in told
     assert set(results(tmp_path / "runs")) == {
         "teachers/big/seed-0",
@@ -384,7 +399,7 @@ def test_a_teacher_with_broken_weights_stops_the_group(tmp_path, monkeypatch):
     original = bookkeeping.frozen
     monkeypatch.setattr(bookkeeping, "frozen", broken)
     with pytest.raises(
-        TrainingError, match=r"the teacher 'big' is not finite in epoch 1, step 0, for the training"
+        TrainingError, match=r"the teacher 'big' is not finite in epoch 1, step 1 of it, for the training"
     ):
         run(with_methods(TABLE, "kd"), tmp_path)
     assert set(results(tmp_path)) == {"teachers/big/seed-0"}
@@ -406,7 +421,7 @@ def test_the_samples_of_a_sick_teacher_are_named():
     with pytest.raises(TrainingError) as caught:
         fit(list(made.values()), {"big": sick}, dataset, planned.runs[-1].draw, 1, Ears(), lambda: None)
     message = str(caught.value)
-    assert f"epoch 1, step {first}" in message and "'big'" in message
+    assert f"epoch 1, step {first + 1} of it" in message and "'big'" in message
     told = message.partition("samples ")[2].partition(";")[0]
     assert sorted(int(part) for part in told.split(",")) == named
 
@@ -422,7 +437,7 @@ def test_the_samples_of_a_sick_batch_are_named(monkeypatch):
     monkeypatch.setattr(SampleSet, "batches", sick)
     made, teachers, dataset, planned = students(with_methods(TABLE, "kd"))
     with pytest.raises(
-        TrainingError, match=rf"the input 'input' .* step {first}, for the training samples 20;"
+        TrainingError, match=rf"the input 'input' .* step {first + 1} of it, for the training samples 20;"
     ):
         fit(list(made.values()), teachers, dataset, planned.runs[-1].draw, 1, Ears(), lambda: None)
 
@@ -578,6 +593,7 @@ def test_the_mean_of_several_teachers():
         together = combined(said, "mean", temperature).logits
         mean = (logits / temperature).softmax(-1).mean(0)
         torch.testing.assert_close((together / temperature).softmax(-1), mean)
+        torch.testing.assert_close(together, temperature * mean.log())
     torch.testing.assert_close(combined(said, "mean-logits", 3.0).logits, logits.mean(0))
 
 
@@ -736,6 +752,28 @@ def test_the_best_on_validation_is_kept(tmp_path):
         student.close_epoch({"accuracy": score}, "accuracy")
     chosen = student.selected().model.state_dict()
     assert all(torch.equal(chosen[name], states[1][name]) for name in chosen), "the first of the best"
+
+
+def test_the_weights_that_selection_chose_are_scored_and_stored(tmp_path):
+    keys = [
+        "dataset.validation=0.25",
+        "dataset.samples=64",
+        "training.schedule=constant",
+        "training.warmup=0",
+    ]
+    best = [*keys, "training.epochs=6", "training.selection=best-on-validation"]
+    run(TABLE, tmp_path / "best", *best, "training.optimizer={kind: sgd, lr: 0.5}")
+    chosen = {}
+    for place, result in results(tmp_path / "best").items():
+        lines = [loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+        scores = [line["validation"]["accuracy"] for line in lines]
+        chosen[place] = scores.index(max(scores)) + 1
+    assert min(chosen.values()) < 6, "a test that can tell the best from the last"
+    for place, epochs in chosen.items():
+        root = tmp_path / f"last-{epochs}"
+        run(TABLE, root, *keys, f"training.epochs={epochs}", "training.optimizer={kind: sgd, lr: 0.5}")
+        assert outcome(root)[place]["scores"] == outcome(tmp_path / "best")[place]["scores"]
+        assert weights_hash(root, place) == weights_hash(tmp_path / "best", place)
 
 
 def test_training_lowers_what_it_minimises(tmp_path):

@@ -14,14 +14,17 @@ from kdrun import models, registry
 from kdrun.config import Config
 from kdrun.contracts import Batch, Dataset, Spec
 from kdrun.errors import DataError, DeviceError, Mismatch, Path, Problem, WeightsError, did_you_mean
+from kdrun.evaluate import wait_for
 from kdrun.models import Frozen, Network
 from kdrun.objective import Objective, Surroundings, Term
 from kdrun.optimization import Training
-from kdrun.plan import Plan, Run
+from kdrun.plan import Kin, Plan, Run
 from kdrun.randomness import derive
 from kdrun.student import Student
 from kdrun.taps import LayerTable
 
+MOST_SAMPLES = 4096
+"""Samples of the largest batch that a step is tried with."""
 DRY_SAMPLES = 8
 """Samples of the batch that shapes are learnt from; BatchNorm needs more than one."""
 
@@ -87,6 +90,7 @@ def make_student(run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, dev
     network = fresh_network(run, dataset.spec, device)
     labels = torch.from_numpy(dataset.labels("train", given=run.role == "student"))
     dry = next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device)
+    dry = dry.with_labels(labels[dry.index.cpu()].to(device))
     return _student(run, network, teachers, dry, len(labels), labels, dataset.steps(run.draw))
 
 
@@ -145,18 +149,17 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
     """
     problems: list[Problem] = []
     teachers: dict[str, Frozen] = {}
-    shown: dict[tuple[str, str, str | None], Rehearsed] = {}
+    shown: dict[Kin, Rehearsed] = {}
     broken: set[tuple[str, str]] = set()
     for run in plan.runs:
-        key = (run.role, run.name, run.method)
         if (
-            key in shown
+            run.kin in shown
             or (run.role, run.name) in broken
             or any(name not in teachers for name in run.teachers)
         ):
             continue
         try:
-            network = fresh_network(run, spec, device)
+            network = _without_download(run, spec, device)
             if run.role == "teacher":
                 teachers[run.name] = (
                     from_file(run, spec, device)
@@ -172,14 +175,24 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
             problems.append(Problem((*run.path, *place), str(error)))
             broken.add((run.role, run.name))
             continue
-        size = min(run.training.batch_size, 4096) if whole_batches else DRY_SAMPLES
+        size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
         found = list(_term_problems(run, network, teachers, spec.random_batch(DRY_SAMPLES).to(device)))
         problems += found
-        if not found and run.weights is None:
-            shown[key] = _dry_step(run, fresh_network(run, spec, device), teachers, spec, size)
+        if found or run.weights is not None:
+            continue
+        try:
+            shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
+        except ValueError as error:  # BatchNorm refuses a batch of one
+            problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
     if problems:
         raise plan.config.error(dict.fromkeys(problems))
     return list(shown.values())
+
+
+def _without_download(run: Run, spec: Spec, device: torch.device) -> Network:
+    """The run's network with its local file of weights, but not with those that would have to be fetched."""
+    local = run.model.initial_weights is not None and run.weights is None
+    return fresh_network(run, spec, device) if local else bare_network(run, spec, device)
 
 
 def from_file(run: Run, spec: Spec, device: torch.device) -> Frozen:
@@ -211,9 +224,9 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     dry = spec.random_batch(DRY_SAMPLES).to(network.device)
     student = _student(run, network, own, dry, DRY_SAMPLES, dry.labels, steps=1)
     batch = spec.random_batch(size).to(network.device)
-    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()])
+    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
     taught = {name: teacher(batch) for name, teacher in own.items()}
-    step_seconds = _seconds(lambda: student.step(batch, taught), warm_up=size > DRY_SAMPLES)
+    step_seconds = _seconds(lambda: student.step(batch, taught), network.device, warm_up=size > DRY_SAMPLES)
     student.flush()
     terms = {name: total for name, total in student.checkpoint({}).state["sums"].items()}
     shape = spec.shapes[network.view]
@@ -228,11 +241,13 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     )
 
 
-def _seconds(action: Callable[[], object], warm_up: bool = False) -> float:
+def _seconds(action: Callable[[], object], device: torch.device, warm_up: bool = False) -> float:
     if warm_up:
         action()
+    wait_for(device)
     began = time.perf_counter()
     action()
+    wait_for(device)
     return time.perf_counter() - began
 
 

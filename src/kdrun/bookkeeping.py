@@ -16,14 +16,14 @@ import torch
 
 import kdrun
 from kdrun import models
-from kdrun.assembly import Frozen, bare_network, from_file, make_student, resolve_bf16
+from kdrun.assembly import bare_network, from_file, make_student, resolve_bf16
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec
 from kdrun.errors import Interrupted, Problem, TrainingError
 from kdrun.evaluate import latencies, predict
 from kdrun.interrupts import Stop
-from kdrun.models import Network
+from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
 from kdrun.statistics.scores import all_scores
 from kdrun.store import Result, Store, Workplace, fingerprint, read_json, write_json
@@ -99,11 +99,18 @@ class Seat:
             network, seconds, metrics = from_file(self.run, self.dataset.spec, self.device), 0.0, []
         elif self.student.failure is not None:
             failure = self.student.failure
-            self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": failure.term})
+            self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
             return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
         else:
             network, seconds, metrics = self.student.selected(), self.student.seconds, self.student.metrics
         predictions = predict(network, self.dataset.split("test"))
+        if not np.isfinite(predictions["logits"]).all():
+            self.workplace.fail(
+                {"epoch": None, "step": None, "what": "the outputs on the test set are not finite"}
+            )
+            return (
+                f"{self.run.title}: its outputs on the test set are not finite; try a smaller learning rate"
+            )
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
         shape = self.dataset.spec.shapes[network.view]
         manifest = {
@@ -169,17 +176,14 @@ class Keeper:
 
     def __init__(self, seats: Sequence[Seat], stop: Stop, every: float = CHECKPOINT_SECONDS) -> None:
         self.seats, self.stop, self.every = seats, stop, every
+        stop.waits = True
         self.saved_at = time.monotonic()
 
     @property
-    def total_steps(self) -> int:
-        """Steps from first to last."""
-        return self.seats[0].student.steps_per_epoch * self.seats[0].run.training.epochs
-
-    @property
-    def steps_done(self) -> int:
-        """Steps that every student has behind it."""
-        return min(seat.student.position for seat in self.seats)
+    def progress(self) -> tuple[int, int, int]:
+        """Steps from first to last, those that every student has behind it, and epochs."""
+        student, epochs = self.seats[0].student, self.seats[0].run.training.epochs
+        return student.steps_per_epoch * epochs, min(s.student.position for s in self.seats), epochs
 
     def pause(self) -> None:
         """Save if it is time; raises ``Interrupted`` after saving where a signal came."""
@@ -212,21 +216,22 @@ def expect(run: Run, result: Result, config: Config) -> None:
 # ------------------------------------------------------------------------------- the experiment's folder
 
 
-def open_folder(store: Store, plan: Plan, device: torch.device, command: Sequence[str]) -> None:
+def open_folder(store: Store, plan: Plan, spec: Spec, device: torch.device, command: Sequence[str]) -> None:
     """Write the config as it is, the config with every default and its runs, and where they come from."""
     experiment = plan.config.experiment
     folder = store.root / experiment.name
     write_text(folder / "config.yaml", plan.config.source.text)
-    write_json(folder / "resolved.json", resolution(plan))
+    write_json(folder / "resolved.json", resolution(plan, spec))
     write_json(folder / "provenance.json", provenance(device, command))
 
 
-def resolution(plan: Plan) -> dict[str, Any]:
+def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
     """The config with every default, and the runs that it asks for: all that a comparison needs to know."""
     experiment = plan.config.experiment
     return {
         "name": experiment.name,
         "metric": experiment.dataset.metric,
+        "overrides": plan.config.source.overrides,
         "config": experiment.model_dump(mode="json", by_alias=True),
         "ensembles": ensembles(plan),
         "runs": [
@@ -237,7 +242,7 @@ def resolution(plan: Plan) -> dict[str, Any]:
                 "seed": run.seed,
                 "fingerprint": run.fingerprint,
                 "folder": f"{experiment.name}/{run.folder}",
-                "model": model_key(run),
+                "model": model_key(run, spec),
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
             }
             for run in plan.runs
@@ -249,15 +254,15 @@ def ensembles(plan: Plan) -> list[list[str]]:
     """The sets of teachers that some term combines, and all that are no one's students, if several."""
     experiment = plan.config.experiment
     independent = [name for name, teacher in experiment.teachers.items() if teacher.from_ is None]
-    sets = [independent] + [
-        list(loss.teacher) for run in plan.runs for loss in run.losses if isinstance(loss.teacher, list)
-    ]
+    sets = [independent] + [loss.teachers for run in plan.runs for loss in run.losses]
     return [list(names) for names in dict.fromkeys(tuple(sorted(s)) for s in sets) if len(names) > 1]
 
 
-def model_key(run: Run) -> str:
-    """Runs of one key have one architecture on one view, and so one latency."""
-    return fingerprint({"model": run.model.model_dump(mode="json"), "view": run.view, "data": run.data})[:16]
+def model_key(run: Run, spec: Spec) -> str:
+    """Runs of one key have one architecture on inputs of one shape, and so one latency."""
+    shape = spec.shapes[run.view or spec.default_view]
+    model = run.model.model_dump(mode="json", exclude={"initial_weights", "pretrained"})
+    return fingerprint({"model": model, "shape": shape, "classes": spec.classes})[:16]
 
 
 def provenance(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
@@ -294,7 +299,7 @@ def _git_revision() -> str | None:
 
 def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
     """Measure the latency of every architecture at batch 1, in turn, unless it was measured before."""
-    wanted = {model_key(run): run for run in plan.runs}
+    wanted = {model_key(run, spec): run for run in plan.runs}
     path = store.root / plan.config.experiment.name / "latency.json"
     conditions = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if path.is_file():

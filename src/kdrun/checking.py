@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from kdrun.assembly import Rehearsed, open_dataset, rehearse, resolve_device
+from kdrun.assembly import Rehearsed, keys_pointed_at, open_dataset, rehearse, resolve_device
 from kdrun.config import Config
-from kdrun.plan import Plan, plan
+from kdrun.plan import Kin, Plan, plan
 from kdrun.store import Store
 
 FLOAT_BYTES = 4
@@ -23,8 +23,8 @@ class Checked:
 
     plan: Plan
     rehearsed: list[Rehearsed]
-    steps: dict[str, int]
-    todo: dict[str, int]
+    steps: dict[Kin, int]
+    todo: dict[Kin, int]
     device: torch.device
 
     def seconds(self, one: Rehearsed) -> float:
@@ -33,7 +33,7 @@ class Checked:
             run.run.draw == one.run.draw and run.run.role == one.run.role for run in self.rehearsed
         )
         step = one.step_seconds + one.teacher_seconds / max(of_group, 1)
-        return step * self.steps[one.run.title] * self.todo[one.run.title]
+        return step * self.steps[one.run.kin] * self.todo[one.run.kin]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines."""
@@ -60,8 +60,8 @@ class Checked:
                     f"{one.adapter_parameters:,}",
                     f"{one.macs:,}",
                     f"{1e3 * one.step_seconds:.1f}",
-                    f"{self.steps[one.run.title]:,}",
-                    str(self.todo[one.run.title]),
+                    f"{self.steps[one.run.kin]:,}",
+                    str(self.todo[one.run.kin]),
                     clock(self.seconds(one)),
                     terms,
                 ]
@@ -91,8 +91,8 @@ class Checked:
                 "adapter_parameters": one.adapter_parameters,
                 "macs": one.macs,
                 "step_seconds": one.step_seconds,
-                "steps": self.steps[one.run.title],
-                "to_train": self.todo[one.run.title],
+                "steps": self.steps[one.run.kin],
+                "to_train": self.todo[one.run.kin],
                 "seconds": self.seconds(one),
                 "terms": one.terms,
             }
@@ -107,16 +107,13 @@ def check(config: Config, store: Store) -> Checked:
     dataset = open_dataset(config)
     planned = plan(config, dataset.identity())
     rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
-    todo = {}
-    for one in rehearsed:
-        alike = [
-            r
-            for r in planned.runs
-            if (r.role, r.name, r.method) == (one.run.role, one.run.name, one.run.method)
-        ]
-        places = [(run.fingerprint, f"{config.experiment.name}/{run.folder}") for run in alike]
-        todo[one.run.title] = sum(store.find(*place) is None for place in places)
-    steps = {one.run.title: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
+    if dataset.at_hand:
+        with keys_pointed_at(config):
+            dataset.load(torch.device("cpu"))
+    todo = dict.fromkeys((run.kin for run in planned.runs), 0)
+    for run in planned.runs:
+        todo[run.kin] += store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
+    steps = {one.run.kin: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
     return Checked(planned, rehearsed, steps, todo, device)
 
 

@@ -182,10 +182,16 @@ def compare(
         _require_students(one, config)
     names = [one.experiment.name for one in checked]
     _require_distinct(names)
+    failures = []
     with _told_after(lambda: _print_comparison(out, names, None, json_, quiet)):
         for one in checked:
             with _experiment(one, out, quiet) as experiment:
-                experiment.run()
+                try:
+                    experiment.run()
+                except TrainingError as error:  # the other configs go on
+                    failures.append(str(error))
+        if failures:
+            raise TrainingError("\n".join(failures))
 
 
 @contextmanager
@@ -209,6 +215,10 @@ def _name_without_torch(config: Path, out: Path) -> str:
     ran = out / name / "config.yaml"
     if ran.is_file() and ran.read_text() != source.text:
         _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
+    resolved = out / name / "resolved.json"
+    overrides = json.loads(resolved.read_text()).get("overrides") if resolved.is_file() else None
+    if overrides:
+        _note(f"{config}: was last run with --set {' --set '.join(overrides)}", quiet=False)
     return name
 
 

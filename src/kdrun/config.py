@@ -18,7 +18,7 @@ import kdrun.data
 import kdrun.losses
 import kdrun.models  # noqa: F401 (importing the families registers their components)
 from kdrun import errors, registry
-from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig, Schema, kind_alone
+from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig, Schema, as_list, kind_alone
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.optimization import Training, merged
 from kdrun.yamlsource import Source, default_name
@@ -47,8 +47,8 @@ AnyDataset = Annotated[DatasetConfig, _AnyOf(registry.DATASETS)]
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
-        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '.', '_', '+' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
     return name
 
 
@@ -78,6 +78,11 @@ class TeacherConfig(Schema):
     """the teacher, or teachers, that it is itself distilled from"""
     method: str | None = None
     """the method by which it is distilled"""
+
+    @property
+    def sources(self) -> list[str]:
+        """The teachers that it is distilled from."""
+        return as_list(self.from_)
 
 
 class StudentConfig(Schema):
@@ -588,7 +593,7 @@ def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) 
 def _unknown_teachers(
     named: str | list[str] | None, path: errors.Path, teachers: Iterable[str]
 ) -> Iterable[Problem]:
-    for name in _as_list(named):
+    for name in as_list(named):
         if name not in teachers:
             hint = did_you_mean(name, teachers) or "the config has none"
             yield Problem((*path, "teacher"), f"there is no teacher '{name}'", hint)
@@ -628,7 +633,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
     known_methods = {method.name for method in experiment.methods} | {*published_methods()}
     for name, teacher in teachers.items():
         path: errors.Path = ("teachers", name)
-        for source in _as_list(teacher.from_):
+        for source in teacher.sources:
             if source not in teachers:
                 yield Problem(
                     (*path, "from"), f"there is no teacher '{source}'", did_you_mean(source, teachers)
@@ -643,6 +648,15 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
         elif teacher.method and teacher.method not in known_methods:
             hint = did_you_mean(teacher.method, known_methods)
             yield Problem((*path, "method"), f"there is no method '{teacher.method}'", hint)
+        if teacher.seeds is not None and "seed" in teacher.model_fields_set:
+            yield Problem((*path, "seed"), "`seeds: each` takes the students' seeds", "remove `seed`", True)
+        for source in teacher.sources:
+            if source in teachers and teachers[source].seeds is not None and teacher.seeds is None:
+                yield Problem(
+                    (*path, "from"),
+                    f"'{source}' is trained once for each seed, and '{name}' only once",
+                    "write `seeds: each` here too",
+                )
         if teacher.weights is not None:
             if not teacher.weights.is_file():
                 yield Problem(
@@ -679,14 +693,14 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
 
 def _in_circle(name: str, teachers: Mapping[str, TeacherConfig]) -> bool:
     seen: set[str] = set()
-    queue = _as_list(teachers[name].from_)
+    queue = teachers[name].sources
     while queue:
         source = queue.pop()
         if source == name:
             return True
         if source in teachers and source not in seen:
             seen.add(source)
-            queue += _as_list(teachers[source].from_)
+            queue += teachers[source].sources
     return False
 
 
@@ -711,9 +725,5 @@ def _term_problems(
             )
         if loss.teacher != of_method:
             yield from _unknown_teachers(loss.teacher, path, teachers)
-        if len(set(_as_list(loss.teacher))) < len(_as_list(loss.teacher)):
+        if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
             yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
-
-
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)

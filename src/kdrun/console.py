@@ -10,6 +10,9 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+FIGURES = 60
+"""Columns of a terminal that the bar, the count, the rate and the time left take."""
+
 
 class Console:
     """Messages and progress: bars on a terminal, a plain line an epoch elsewhere, nothing when quiet."""
@@ -21,6 +24,7 @@ class Console:
         self._samples = 0
         self._began = 0.0
         self._title = ""
+        self._first = 0.0
 
     def say(self, text: str, style: str = "") -> None:
         """A line, unless quiet."""
@@ -32,9 +36,10 @@ class Console:
         self._rich.print(escape(text), style="yellow")
 
     @contextmanager
-    def training(self, title: str, steps: int, done: int) -> Iterator[None]:
-        """Shows the progress of one group's training: ``steps`` in all, ``done`` of them before."""
+    def training(self, title: str, steps: int, done: int, epochs: int) -> Iterator[None]:
+        """Shows the progress of one group's training: ``steps`` in so many ``epochs``, ``done`` of them before."""
         self._samples, self._began, self._title = 0, time.monotonic(), title
+        self._first = done * epochs / steps
         if self.quiet or not self._rich.is_terminal:
             self.say(
                 f"{title}: {'from the start' if not done else f'going on at step {done}'} of {steps} steps"
@@ -43,19 +48,24 @@ class Console:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=15),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._rich, transient=True) as bar:
             self._bar = bar
-            self._task = bar.add_task(escape(title), total=steps, completed=done, rate="")
+            self._task = bar.add_task(self._short(title), total=steps, completed=done, rate="")
             try:
                 yield
             finally:
                 self._bar = None
         self.say(f"{title}: done, {self._rate()}")
+
+    def _short(self, title: str) -> str:
+        """As much of a title as there is room for beside the figures, which are never cut."""
+        room = max(self._rich.width - FIGURES, 0)
+        return escape(title if len(title) <= room else title[: max(room - 1, 0)] + "…")
 
     def step(self, samples: int) -> None:
         """One step of so many samples is done."""
@@ -66,7 +76,7 @@ class Console:
     def epoch(self, number: int, epochs: int, text: str) -> None:
         """An epoch is done; ``text`` is what there is to say of it."""
         if self._bar is None and not self.quiet:
-            left = (time.monotonic() - self._began) / number * (epochs - number)
+            left = (time.monotonic() - self._began) / (number - self._first) * (epochs - number)
             self.say(f"{self._title}: epoch {number}/{epochs}, {self._rate()}, {left:.0f} s left{text}")
 
     def _rate(self) -> str:

@@ -99,12 +99,19 @@ class Predictor(Protocol):
 class Schema(BaseModel):
     """Base of every part of the config: unknown keys are errors, and nothing is converted silently."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def kind_alone(value: object) -> object:
     """Where only the kind is said, the name alone will do: ``adamw`` is short for ``{kind: adamw}``."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """One name, several or none, as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 class Component:
@@ -171,6 +178,11 @@ class LossConfig(Schema):
     def label(self) -> str:
         """The term's name."""
         return self.name or self.kind
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of its teachers, none where it looks at none or does not say."""
+        return as_list(self.teacher)
 
 
 @dataclass(frozen=True)
@@ -300,6 +312,11 @@ class Dataset(Component, ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """All that decides what the samples are, for the fingerprint: contents, not places."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether ``load`` can do without a download."""
+        return True
 
     @abstractmethod
     def load(self, device: torch.device) -> None:

@@ -8,10 +8,9 @@ instead::
     ├── UsageError                  2   the command line
     ├── DataError                   1   the data set's files
     ├── WeightsError                1   a file of weights
-    ├── DeviceError                 1   the device is not there, or too small
+    ├── DeviceError                 1   the device is not there
     ├── StoreError                  1   the folder of runs: locked, missing, damaged
     ├── TrainingError               1   a student or a whole group stopped
-    ├── GateError                   3   a wanted result was not reached
     └── Interrupted           130/143   SIGINT or SIGTERM, after the state was saved
 
 ``Mismatch`` is not an error of the user by itself: components raise it where two parts do not fit, and
@@ -83,12 +82,6 @@ class StoreError(KdrunError):
 
 class TrainingError(KdrunError):
     """A student or a group of students could not be trained to the end."""
-
-
-class GateError(KdrunError):
-    """A wanted result was not reached."""
-
-    exit_code = 3
 
 
 class Interrupted(KdrunError):

@@ -33,6 +33,14 @@ def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
     return all_scores(predictions["logits"], predictions["labels"])
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a GPU works behind the program's back."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def latencies(runners: Sequence[Callable[[], Any]], device: torch.device) -> list[dict[str, float]]:
     """Milliseconds of a call of each, p50 and p95; taken in turn, so that a drifting machine hits all alike."""
     taken: list[list[float]] = [[] for _ in runners]
@@ -41,8 +49,7 @@ def latencies(runners: Sequence[Callable[[], Any]], device: torch.device) -> lis
             for times, runner in zip(taken, runners, strict=True):
                 began = time.perf_counter()
                 runner()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                wait_for(device)
                 if turn >= WARM_UP:
                     times.append(1e3 * (time.perf_counter() - began))
     return [{"p50": float(np.percentile(t, 50)), "p95": float(np.percentile(t, 95))} for t in taken]

@@ -13,6 +13,7 @@ from kdrun.console import Console
 from kdrun.contracts import Dataset
 from kdrun.errors import TrainingError
 from kdrun.interrupts import Stop
+from kdrun.models import Frozen
 from kdrun.plan import Plan, Run, plan
 from kdrun.store import Result, Store
 from kdrun.train import fit
@@ -42,10 +43,11 @@ class Experiment:
             assembly.rehearse(wanted, dataset.spec, device)
             with assembly.keys_pointed_at(self.config):
                 dataset.load(device)
-        bookkeeping.open_folder(self.store, everything, device, self.command)
-        self.check_teachers(run for run in wanted.runs if run not in todo)
+        bookkeeping.open_folder(self.store, everything, dataset.spec, device, self.command)
+        self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):
             self.train(group, dataset, device)
+            self.check_teachers(wanted.runs)
         bookkeeping.measure(self.store, everything, dataset.spec, device)
         if self.failures:
             raise TrainingError("\n".join(self.failures))
@@ -60,24 +62,23 @@ class Experiment:
         with bookkeeping.locked_group(self.store, group):
             unfinished = [run for run in group if self.finished(run) is None]
             seats = bookkeeping.take_seats(self.store, self.config, unfinished, dataset, device, self.console)
-            teachers = {n: self.teacher(t, dataset, device) for run in group for n, t in run.teachers.items()}
+            known = {name: run for learner in group for name, run in learner.teachers.items()}
+            teachers = {name: self.teacher(run, dataset, device) for name, run in known.items()}
             pupils = [seat for seat in seats if seat.run.weights is None]
             for seat in pupils:
                 seat.enrol(teachers)
             if pupils:
                 students = [seat.student for seat in pupils]
                 keeper = bookkeeping.Keeper(pupils, self.stop)
-                with self.console.training(
-                    bookkeeping.title(unfinished), keeper.total_steps, keeper.steps_done
-                ):
+                with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
                     fit(students, teachers, dataset, *pupils[0].run.group, self.console, keeper.pause)
             failures = [failure for seat in seats if (failure := seat.finish())]
+            self.stop.waits = False
         self.failures += failures
         if failures and group[0].role == "teacher":
             raise TrainingError("\n".join(failures))
-        self.check_teachers(group)
 
-    def teacher(self, run: Run, dataset: Dataset, device: torch.device) -> assembly.Frozen:
+    def teacher(self, run: Run, dataset: Dataset, device: torch.device) -> Frozen:
         """A finished teacher, frozen."""
         result = self.finished(run)
         assert result is not None, f"{run.title} is not finished"

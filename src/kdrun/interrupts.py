@@ -10,10 +10,15 @@ from types import FrameType
 
 
 class Stop:
-    """Whether a signal asked to stop, and which."""
+    """Whether a signal asked to stop, and which.
+
+    ``waits`` is true while there is something to save; otherwise a signal ends the process at once, since what is
+    written is whole at any moment.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.waits = False
 
     @property
     def exit_code(self) -> int:
@@ -22,7 +27,7 @@ class Stop:
         return 128 + self.signal
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if not self.waits or (self.signal is not None and number == signal.SIGINT):
             os._exit(128 + number)
         self.signal = signal.Signals(number)
         os.write(2, f"\n{self.signal.name}: saving after this step (again: stop at once)\n".encode())

@@ -21,8 +21,7 @@ from kdrun.randomness import derive
 class Surroundings:
     """What the losses of one student are built from.
 
-    ``batch`` is one dry batch, ``tables`` the layers of the ``student`` (under ``None``) and of each teacher;
-    ``labels`` are the training labels as the student sees them.
+    ``batch`` is one dry batch, with ``labels`` as the student sees them, like the training set's.
     """
 
     student: Network
@@ -41,8 +40,7 @@ class Term(nn.Module):
     def __init__(self, config: LossConfig, surroundings: Surroundings) -> None:
         super().__init__()
         self.label, self.weight, self.combine = config.label, config.weight, config.combine
-        given = config.teacher
-        self.teachers = [] if given is None else [given] if isinstance(given, str) else list(given)
+        self.teachers = config.teachers
         loss_class = registry.LOSSES[config.kind]
         together = len(self.teachers) > 1 and loss_class.on_logits
         self.together = together

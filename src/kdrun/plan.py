@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -17,6 +19,10 @@ from kdrun.store import fingerprint
 
 RESULT_VERSION = 1
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
+
+
+Kin = tuple[str, str, str | None]
+"""Role, name and method: what runs have in common that differ by their seeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,11 @@ class Run:
         return "/".join([self.name, *([self.method] if self.method else []), f"seed {self.seed}"])
 
     @property
+    def kin(self) -> Kin:
+        """What it has in common with the runs of other seeds."""
+        return self.role, self.name, self.method
+
+    @property
     def folder(self) -> str:
         """Where it lies below the experiment's folder."""
         middle = f"teachers/{self.name}" if self.role == "teacher" else f"students/{self.name}/{self.method}"
@@ -56,26 +67,35 @@ class Run:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """All that the config asks and that decides the result, names left out."""
-        return {
+        what = {
             "result_version": RESULT_VERSION,
             "role": self.role,
-            "seed": self.seed,
             "device": self.device,
             "dataset": self.data,
             "model": self.model.model_dump(mode="json", exclude={"initial_weights"}),
-            "initial_weights": _file_hash(self.model.initial_weights),
             "view": self.view,
+            "plugins": self._plugin_code(),
+        }
+        if self.weights_hash is not None:
+            return what | {"weights": self.weights_hash}
+        return what | {
+            "seed": self.seed,
+            "initial_weights": _file_hash(self.model.initial_weights),
             "training": self.training.model_dump(mode="json"),
             "selected_by": self.metric if self.training.selection == "best-on-validation" else None,
             "losses": [self._loss_inputs(loss) for loss in self.losses],
-            "weights": self.weights_hash,
         }
 
+    def _plugin_code(self) -> dict[str, str]:
+        """The hash of the source of every component that is not kdrun's own: mended code makes another result."""
+        named = [("model", self.model.kind), ("dataset", self.data["kind"])]
+        named += [("loss", loss.kind) for loss in self.losses]
+        classes = [registry.FAMILIES[family][kind] for family, kind in named]
+        modules = {c.__module__ for c in classes if not c.__module__.startswith("kdrun.")}
+        return {name: _source_hash(name) for name in sorted(modules)}
+
     def _loss_inputs(self, loss: LossConfig) -> dict[str, Any]:
-        named = (
-            [] if loss.teacher is None else [loss.teacher] if isinstance(loss.teacher, str) else loss.teacher
-        )
-        teachers = [self.teachers[name].fingerprint for name in named]
+        teachers = [self.teachers[name].fingerprint for name in loss.teachers]
         return loss.model_dump(mode="json") | {"name": loss.label, "teacher": teachers}
 
     @cached_property
@@ -118,7 +138,10 @@ class Plan:
             if all(run.fingerprint != other.fingerprint for other in waiting):
                 waiting.append(run)
         while waiting:
-            ready = [run for run in waiting if not any(t in waiting for t in run.teachers.values())]
+            unfinished = {run.fingerprint for run in waiting}
+            ready = [
+                run for run in waiting if not any(t.fingerprint in unfinished for t in run.teachers.values())
+            ]
             first = ready[0]
             group = [
                 run
@@ -159,16 +182,7 @@ def _in_order(teachers: dict[str, TeacherConfig]) -> list[str]:
     """Names such that a distilled teacher comes after those it is distilled from."""
     order: list[str] = []
     while len(order) < len(teachers):
-        for name, teacher in teachers.items():
-            sources = (
-                []
-                if teacher.from_ is None
-                else [teacher.from_]
-                if isinstance(teacher.from_, str)
-                else teacher.from_
-            )
-            if name not in order and all(source in order for source in sources):
-                order.append(name)
+        order += [n for n, t in teachers.items() if n not in order and set(t.sources) <= set(order)]
     return order
 
 
@@ -181,7 +195,7 @@ def _teacher_run(
     known: dict[tuple[str, int], Run],
 ) -> Run:
     path: errors.Path = ("teachers", name)
-    sources = [teacher.from_] if isinstance(teacher.from_, str) else teacher.from_ or []
+    sources = teacher.sources
     method = (
         _towards(config.method(teacher.method, (*path, "method")), sources)
         if teacher.method
@@ -227,8 +241,7 @@ def _student_run(
     data: dict[str, Any],
     teachers: dict[tuple[str, int], Run],
 ) -> Run:
-    wanted = [loss.teacher for loss in method.losses if loss.teacher is not None]
-    names = dict.fromkeys(n for entry in wanted for n in ([entry] if isinstance(entry, str) else entry))
+    names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
     few = config.experiment.dataset.labels_per_class is not None
     return Run(
         role="student",
@@ -262,3 +275,11 @@ def _file_hash(path: Path | None) -> str | None:
 @cache
 def _hashed(path: Path, _changed: int, _size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _source_hash(module: str) -> str:
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except OSError:  # typed in, or compiled: nothing to look at
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()

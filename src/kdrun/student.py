@@ -33,7 +33,7 @@ class Failure:
     term: str
 
     def __str__(self) -> str:
-        return f"{self.term} is not finite in epoch {self.epoch + 1}, step {self.step}"
+        return f"{self.term} is not finite in epoch {self.epoch + 1}, step {self.step + 1} of it"
 
 
 def _copied(function: Any) -> FunctionType:

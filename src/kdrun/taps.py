@@ -37,8 +37,8 @@ class LayerTable:
             return named[layer]
         raise Mismatch(
             f"{self.owner} has no layer '{layer}'",
-            did_you_mean(layer, [*self.shapes, *named], list_all=False)
-            + f" layers: {', '.join([*self.shapes, *(n for n in named if n not in self.shapes)])}",
+            f"{did_you_mean(layer, [*self.shapes, *named], list_all=False)} "
+            f"layers: {', '.join([*self.shapes, *(n for n in named if n not in self.shapes)])}".lstrip(),
             key,
         )
 
@@ -71,19 +71,23 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Iterable[str] = ()) -> None:
         self._model = model
-        self._layers: set[str] = set()
+        self._hooks: dict[str, int] = {}
         self._seen: dict[str, Tensor] = {}
         self.add(layers)
 
     def add(self, layers: Iterable[str]) -> None:
         """Record further layers."""
-        for name in set(layers) - self._layers:
-            self._layers.add(name)
+        for name in set(layers) - self._hooks.keys():
 
             def keep(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
                 self._seen[name] = output
 
-            self._model.get_submodule(name).register_forward_hook(keep)
+            self._hooks[name] = self._model.get_submodule(name).register_forward_hook(keep).id
+
+    def let_go_of(self, twin: nn.Module) -> None:
+        """Take this recorder's hooks off a copy of the model, which would still write here."""
+        for name, hook in self._hooks.items():
+            twin.get_submodule(name)._forward_hooks.pop(hook, None)
 
     def take(self) -> dict[str, Tensor]:
         """The outputs of the last pass, by layer; nothing of the pass is kept."""

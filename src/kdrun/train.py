@@ -51,7 +51,10 @@ def fit(
                 student.seconds += share
             console.step(len(batch) * len(learning))
             if len(flags) == REPORT_EVERY or step == steps - 1:
+                began = time.perf_counter()
                 _demand_finite(flags, teachers, dataset, draw, epoch, step)
+                for student in learning:  # a GPU is only waited for here
+                    student.seconds += (time.perf_counter() - began) / len(learning)
                 running = [student for student in running if _healthy(student, console)]
                 if not running:
                     return
@@ -65,7 +68,7 @@ def fit(
 def _healthy(student: Student, console: Console) -> bool:
     student.flush()
     if student.failure is not None:
-        console.warn(f"{student.title}: stopped: {student.failure}; the others go on")
+        console.warn(f"{student.title}: stopped: {student.failure}")
     return student.failure is None
 
 
@@ -123,6 +126,6 @@ def _demand_finite(
         if bad.any():
             samples = ", ".join(str(i) for i in batch.index[bad].tolist()[:10])
             raise TrainingError(
-                f"{what} is not finite in epoch {epoch + 1}, step {step}, for the training samples {samples}; "
-                "mend the data or the teacher's weights"
+                f"{what} is not finite in epoch {epoch + 1}, step {step + 1} of it, for the training samples "
+                f"{samples}; mend the data or the teacher's weights"
             )

@@ -147,7 +147,7 @@ class Fault(NamedTuple):
 
 def default_name(path: pathlib.Path) -> str:
     """What an experiment is called whose config does not say: the file's name, without what no folder is called."""
-    return re.sub(r"[^A-Za-z0-9._+-]", "-", path.stem).strip("-._")[:100] or "experiment"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).strip("-._")[:100] or "experiment"
 
 
 def _span(start: yaml.Mark, end: yaml.Mark | None = None) -> Span:
@@ -371,6 +371,7 @@ class Source:
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.aliases: dict[Path, Path] = {}
+        self.overrides: list[str] = []
         self._text = text.removeprefix("\ufeff")
         content = Content(self._text)
         self.data = content.data
@@ -497,6 +498,7 @@ class Source:
             rest = _undotted(found, rest)
             self._open(found, rest[0], option)
         self._put(found, rest, content.data, option)
+        self.overrides.append(assignment)
 
     def _open(self, path: Path, part: str | int, option: str) -> None:
         """Make sure of a mapping at a path, also in place of nothing or of the name that is short for it."""

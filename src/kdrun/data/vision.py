@@ -27,12 +27,17 @@ class Torchvision(SampleSet):
     named: ClassVar[bool] = True
     """Whether torchvision knows better names for the classes than numbers."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether all files are there."""
+        return all((self.root / file).is_file() for file in self.files)
+
     def read(self) -> Raw:
         """The pictures as (N, C, H, W) uint8; downloads them first where files are missing.
 
         Raises ``DataError`` where the download fails or the files are damaged.
         """
-        if any(not (self.root / file).is_file() for file in self.files):
+        if not self.at_hand:
             self._download()
         try:
             parts = [self._open(train) for train in (True, False)]

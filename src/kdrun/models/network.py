@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,8 @@ class Network:
 
     def with_state(self, state: Mapping[str, Tensor]) -> Frozen:
         """A copy with other weights, without taps, for scoring."""
-        model = _bare_copy(self.model)
+        model = copy.deepcopy(self.model)
+        self._recorder.let_go_of(model)
         model.load_state_dict(state)
         return Frozen(model, self.view, self.device)
 
@@ -96,15 +96,7 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     Those of matrix products, convolutions and attention, as they are published; normalisations and activations
     are not counted. Nothing is computed: the pass runs on tensors without storage.
     """
-    shadow = _bare_copy(model).to("meta").requires_grad_(False).eval()
+    shadow = copy.deepcopy(model).to("meta").requires_grad_(False).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(torch.empty(1, *shape, device="meta"))
     return int(counter.get_total_flops()) // 2
-
-
-def _bare_copy(model: nn.Module) -> Any:
-    """A copy of which no pass is recorded: copied hooks would still write to the original's recorder."""
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        module._forward_hooks.clear()
-    return twin

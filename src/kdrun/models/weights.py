@@ -135,8 +135,10 @@ def _described(value: object) -> str:
 def _check_classes(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
     """Raise ``WeightsError`` where the classifier, and so perhaps the data set, is another."""
     name = f"{model.head}.weight"
-    own = model.get_parameter(name)
-    if name in state and state[name].ndim == own.ndim and len(state[name]) != len(own):
+    own = model.state_dict().get(name)  # a user's classifier may be more than one layer
+    if own is None or name not in state or state[name].ndim != own.ndim:
+        return
+    if len(state[name]) != len(own):
         raise WeightsError(
             f"{path}: these weights tell {len(state[name])} classes apart, and the data set has {len(own)}; "
             "write weights that were trained on these classes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({len(data):,} bytes): {error.strerror}") from error
 
 
@@ -46,6 +48,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """``write_bytes`` of JSON; not-a-number is refused, since it is no JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def claim_json(path: Path, value: Any) -> bool:
+    """Write a file of JSON unless there is one; whether this process made it. Of several, one can."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.claim")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink()
+    return True
 
 
 def read_json(path: Path) -> Any:

@@ -19,8 +19,13 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     before, after = dict(_leaves(old)), dict(_leaves(new))
     for key in [*after, *(key for key in before if key not in after)]:
         if before.get(key) != after.get(key):
-            return f"{key}: {before.get(key)} → {after.get(key)}"
+            return f"{key}: {_short(before.get(key))} → {_short(after.get(key))}"
     return "nothing"
+
+
+def _short(value: Any) -> Any:
+    """A hash by its first digits: which one it is says all."""
+    return value[:8] if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2 else value
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

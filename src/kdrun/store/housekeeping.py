@@ -54,9 +54,7 @@ def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
     progress = max(steps, default=0) / max(begun.get("total_steps", 1), 1)
     detail = ""
     if (folder / "failure.json").is_file():
-        failure = read_json(folder / "failure.json")
-        state = "failed"
-        detail = f"{failure['what']} was not finite in epoch {failure['epoch'] + 1}, step {failure['step']}"
+        state, detail = "failed", read_json(folder / "failure.json")["what"]
     else:
         state = "at work" if fingerprint and _held(store.lock_file(fingerprint)) else "unfinished"
     return Entry(folder, state, progress, size, fingerprint, fingerprint in wanted, detail)

@@ -15,7 +15,7 @@ import safetensors.numpy
 from kdrun.errors import StoreError
 from kdrun.store import checkpoints
 from kdrun.store.checkpoints import Checkpoint
-from kdrun.store.files import digest, read_json, write_bytes, write_json
+from kdrun.store.files import claim_json, digest, read_json, write_bytes, write_json
 from kdrun.store.fingerprints import first_difference
 
 FORMAT = 1
@@ -159,16 +159,19 @@ class Store:
     def workplace(self, folder: str, fingerprint: str, inputs: dict[str, Any]) -> tuple[Workplace, str]:
         """Where a run is to be made, and what it differs in from what already lies there ('' if nothing).
 
-        A folder that holds another run, finished or begun, is left alone.
+        A folder that holds another run, finished or begun, is left alone. The folder is claimed by its
+        ``begun.json``, which only one process can make; a result is looked for after that, since another process
+        may have finished one and taken its claim away in between.
         """
         path = self.root / folder
+        claimed = claim_json(path / "begun.json", {"fingerprint": fingerprint, "inputs": inputs})
         for name in ("result.json", "begun.json"):
-            if (path / name).is_file():
-                there = read_json(path / name)
-                if there["fingerprint"] != fingerprint:
-                    aside = path.with_name(f"{path.name}-{fingerprint[:8]}")
-                    difference = first_difference(there["inputs"], inputs)
-                    return Workplace(self, aside, fingerprint, inputs), difference
+            there = read_json(path / name) if (path / name).is_file() else None
+            if there is not None and there["fingerprint"] != fingerprint:
+                if claimed:
+                    (path / "begun.json").unlink()
+                aside = path.with_name(f"{path.name}-{fingerprint[:8]}")
+                return Workplace(self, aside, fingerprint, inputs), first_difference(there["inputs"], inputs)
         return Workplace(self, path, fingerprint, inputs), ""
 
     def folders(self) -> Iterator[Path]:

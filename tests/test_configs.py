@@ -1,0 +1,130 @@
+"""The shipped configs: every one of them is right, says what it shows, and trains."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kdrun
+from commands import command
+from kdrun import assembly, config, evaluate
+from kdrun.plan import plan
+from kdrun.yamlsource import Source
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+STARTER = Path(kdrun.__file__).with_name("starter.yaml")
+
+SHAPES = {
+    "digits": [1, 8, 8],
+    "mnist": [1, 28, 28],
+    "cifar10": [3, 32, 32],
+    "cifar100": [3, 32, 32],
+    "image-folder": [3, 32, 32],
+}
+CLASSES, BATCH, STEPS = 2, 4, 2
+
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch):
+    """The large networks of the literature are here as well."""
+    monkeypatch.setattr(assembly, "DRY_SAMPLES", BATCH)
+    monkeypatch.setattr(evaluate, "WARM_UP", 1)
+    monkeypatch.setattr(evaluate, "ROUNDS", 2)
+
+
+def pictures(folder):
+    """A folder of pictures: two classes, three pictures of each to train on and one to test on."""
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("cats", "dogs"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def short(path):
+    """The options with which a config takes two steps, and trains teachers of any score."""
+    data = Source.read(path).data
+    few = data["dataset"].get("labels_per_class") and 1
+    dataset = {"kind": "synthetic", "classes": CLASSES, "samples": BATCH * STEPS, "test_samples": 4}
+    dataset |= {"shape": SHAPES[data["dataset"]["kind"]], "labels_per_class": few}
+    options = [
+        f"dataset={json.dumps(dataset)}",
+        "training.epochs=1",
+        f"training.batch_size={BATCH}",
+        "seeds=[0]",
+    ]
+    teachers = {"teacher": data["teacher"]} if "teacher" in data else data["teachers"]
+    for name, teacher in teachers.items():
+        options += [f"teachers.{name}.{key}=null" for key in ("expect", "training") if key in teacher]
+    return [part for option in options for part in ("--set", option)]
+
+
+def test_all_configs_are_found():
+    assert len(CONFIGS) == 8
+
+
+@every_config
+def test_a_config_says_what_it_shows_and_how_to_run_it(path):
+    head = path.read_text().split("\nname:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"kdrun compare configs/{path.name}" in head
+
+
+@every_config
+def test_a_config_has_the_name_of_its_file(path):
+    assert Source.read(path).data["name"] == path.stem
+
+
+@every_config
+def test_a_config_fits_its_data(path, tmp_path):
+    """On the data set that it names, of which no file is read: models, layers, adapters and one step of each."""
+    options = []
+    if Source.read(path).data["dataset"]["kind"] == "image-folder":
+        options.append(f"dataset.root={pictures(tmp_path / 'pictures')}")
+    checked = config.read(path, [*options, "seeds=[0]"])
+    dataset = assembly.open_dataset(checked)
+    shown = assembly.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
+    experiment = checked.experiment
+    students = len(experiment.students) * len(checked.methods)
+    assert len(shown) == len(experiment.teachers) + students
+    assert all(np.isfinite(list(one.terms.values())).all() for one in shown)
+
+
+@every_config
+def test_a_config_trains(path, tmp_path):
+    told = command("compare", path, *short(path), "--quiet", "--json", folder=tmp_path)
+    assert told.code == 0, told.err
+    checked = config.read(path)
+    rows = json.loads(told.out)["rows"]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert {row["protocol"]["test_samples"] for row in rows} == {4}
+    assert {row["method"] for row in rows if row["role"] == "student"} == set(checked.methods) - {"alone"}
+    assert {row["model"] for row in rows if row["role"] == "teacher"} == set(checked.experiment.teachers)
+
+
+def test_a_folder_of_pictures_trains(tmp_path):
+    path = next(path for path in CONFIGS if path.stem == "image-folder")
+    folder = pictures(tmp_path / "pictures")
+    options = [f"dataset.root={folder}", "dataset.labels_per_class=2", "training.epochs=1", "seeds=[0]"]
+    sets = [part for option in options for part in ("--set", option)]
+    told = command("compare", path, *sets, "--quiet", "--json", folder=tmp_path)
+    assert told.code == 0, told.err
+    rows = json.loads(told.out)["rows"]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert {row["protocol"]["test_samples"] for row in rows} == {2}
+
+
+def test_the_starter_trains_on_its_own_data(tmp_path):
+    options = ["--set", "training.epochs=1", "--seeds", "0"]
+    told = command("compare", STARTER, *options, "--quiet", "--json", folder=tmp_path)
+    assert told.code == 0, told.err
+    rows = json.loads(told.out)["rows"]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert rows[0]["protocol"]["dataset"] == "digits"

@@ -360,7 +360,9 @@ def test_progress_on_a_narrow_terminal_cuts_no_figure(monkeypatch, capsys, colum
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": columns}.items():
         monkeypatch.setenv(name, value)
     console = Console()
-    with console.training("student: 13 students in lock step, seed 12", steps=123_456, done=98_765, epochs=30):
+    with console.training(
+        "student: 13 students in lock step, seed 12", steps=123_456, done=98_765, epochs=30
+    ):
         console.step(128 * 13)
     last = re.split(r"[\r\n]+", plain(capsys.readouterr().err).strip())[-2].rstrip()
     assert len(last) <= int(columns)

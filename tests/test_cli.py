@@ -509,6 +509,21 @@ def test_check_says_what_is_large_and_what_is_to_do(done_again):
     assert set(rows["hint"]["terms"]) == {"ce", "hint"}
     assert rows["kd"]["steps"] == 3
     assert told["seconds"] == pytest.approx(rows["hint"]["seconds"])
+    assert 0.5 < rows["alone"]["terms"]["ce"] < 3, "of one step, near ln 3"
+
+
+def test_check_estimates_memory_with_the_activations(tiny):
+    small, large = (
+        json.loads(
+            command("check", "tiny.yaml", "--json", "--set", f"training.batch_size={n}", folder=tiny).out
+        )
+        for n in (10, 100)
+    )
+    weights = small["memory_bytes"] - (large["memory_bytes"] - small["memory_bytes"]) / 9
+    assert large["memory_bytes"] - small["memory_bytes"] >= 90 * (4 + 8) * 4, (
+        "a batch's inputs and hidden values"
+    )
+    assert weights > 0
 
 
 def test_check_writes_nothing(tiny):

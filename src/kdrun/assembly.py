@@ -130,12 +130,13 @@ def _student(
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What one dry step of a run showed: its size, its ``step_seconds`` and its teachers' ``teacher_seconds``."""
+    """What dry steps of a run showed: sizes, seconds of its step and its teachers' passes, weighted terms."""
 
     run: Run
     parameters: int
     macs: int
     adapter_parameters: int
+    activation_bytes: int
     step_seconds: float
     teacher_seconds: float
     terms: dict[str, float]
@@ -224,31 +225,43 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     dry = spec.random_batch(DRY_SAMPLES).to(network.device)
     student = _student(run, network, own, dry, DRY_SAMPLES, dry.labels, steps=1)
     batch = spec.random_batch(size).to(network.device)
-    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
     taught = {name: teacher(batch) for name, teacher in own.items()}
-    step_seconds = _seconds(lambda: student.step(batch, taught), network.device, warm_up=size > DRY_SAMPLES)
-    student.flush()
-    terms = {name: total for name, total in student.checkpoint({}).state["sums"].items()}
-    shape = spec.shapes[network.view]
+    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
+    activation_bytes = _saved_bytes(lambda: student.step(batch, taught), student.parameters)
+    step_seconds = _seconds(lambda: student.step(batch, taught), network.device)
+    sums = student.checkpoint({}).state["sums"]
     return Rehearsed(
-        run,
-        models.parameters(network.model),
-        models.macs(network.model, shape),
-        sum(p.numel() for p in student.objective.parameters()),
-        step_seconds,
-        teacher_seconds,
-        terms,
+        run=run,
+        parameters=models.parameters(network.model),
+        macs=models.macs(network.model, spec.shapes[network.view]),
+        adapter_parameters=sum(p.numel() for p in student.objective.parameters()),
+        activation_bytes=activation_bytes,
+        step_seconds=step_seconds,
+        teacher_seconds=teacher_seconds,
+        terms={name: total / student.position for name, total in sums.items()},
     )
 
 
-def _seconds(action: Callable[[], object], device: torch.device, warm_up: bool = False) -> float:
-    if warm_up:
-        action()
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
     wait_for(device)
     began = time.perf_counter()
     action()
     wait_for(device)
     return time.perf_counter() - began
+
+
+def _saved_bytes(action: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
+    """What a step keeps for its gradients beside the parameters, in bytes."""
+    sizes = {p.untyped_storage().data_ptr(): 0 for p in parameters}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        action()
+    return sum(sizes.values())
 
 
 def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:

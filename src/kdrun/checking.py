@@ -68,17 +68,22 @@ class Checked:
             )
         return head, lines
 
+    @property
+    def memory_bytes(self) -> int:
+        """All models of the largest group with gradients and optimizers, and what one step keeps; data left out."""
+        sizes: dict[Any, int] = {}
+        for one in self.rehearsed:
+            weights = COPIES * FLOAT_BYTES * (one.parameters + one.adapter_parameters)
+            sizes[one.run.group] = sizes.get(one.run.group, 0) + weights
+        return max(sizes.values(), default=0) + max((o.activation_bytes for o in self.rehearsed), default=0)
+
     def remarks(self) -> list[str]:
         """What a table cannot say."""
         total = sum(self.seconds(one) for one in self.rehearsed)
-        states = sum(
-            COPIES * FLOAT_BYTES * (one.parameters + one.adapter_parameters) for one in self.rehearsed
-        )
-        unfinished = sum(self.todo.values())
         return [
-            f"{unfinished} runs to train, about {clock(total)} on {self.device} if nothing else runs there "
-            "(from one step of each)",
-            f"weights, gradients and optimizers of all models at once: {states / 1e6:.1f} MB, activations not counted",
+            f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
+            "runs there (from one step of each)",
+            f"about {self.memory_bytes / 1e6:,.0f} MB of memory at once, the data and torch itself not counted",
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +103,12 @@ class Checked:
             }
             for one in self.rehearsed
         ]
-        return {"device": str(self.device), "seconds": sum(row["seconds"] for row in rows), "rows": rows}
+        return {
+            "device": str(self.device),
+            "seconds": sum(self.seconds(one) for one in self.rehearsed),
+            "memory_bytes": self.memory_bytes,
+            "rows": rows,
+        }
 
 
 def check(config: Config, store: Store) -> Checked:

@@ -207,11 +207,11 @@ def test_another_precision_is_refused(tmp_path, monkeypatch):
 def test_another_device_is_refused(tmp_path, monkeypatch):
     stopped(tmp_path, monkeypatch)
 
-    def elsewhere(run_, device):
-        return resolved(run_, device) | {"device": "cuda"}
+    def elsewhere(seat):
+        return resolved.fget(seat) | {"device": "cuda"}
 
-    resolved = bookkeeping.resolved
-    monkeypatch.setattr(bookkeeping, "resolved", elsewhere)
+    resolved = bookkeeping.Seat.resolved
+    monkeypatch.setattr(bookkeeping.Seat, "resolved", property(elsewhere))
     with pytest.raises(StoreError, match=r"'device': 'cpu'.* cannot go on with .*'device': 'cuda'.*delete"):
         run(BASE, tmp_path)
 

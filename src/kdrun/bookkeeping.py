@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,28 +54,22 @@ def title(group: Sequence[Run]) -> str:
     return f"{', '.join(names)}: {len(group)} {first.role}s in lock step, seed {first.seed}"
 
 
-def resolved(run: Run, device: torch.device) -> dict[str, str]:
-    """What ``auto`` came out as; a run only goes on where it comes out the same."""
-    precision = "bf16" if resolve_bf16(run.training, device) else "fp32"
-    return {"device": device.type, "precision": precision, "cache": "live"}
-
-
+@dataclass
 class Seat:
     """A run at work: its folder in the store, and its student once it is enrolled."""
 
-    student: Student
+    run: Run
+    workplace: Workplace
+    dataset: Dataset
+    device: torch.device
+    console: Console
+    student: Student = field(init=False)
 
-    def __init__(
-        self, run: Run, workplace: Workplace, dataset: Dataset, device: torch.device, console: Console
-    ) -> None:
-        self.run, self.workplace, self.dataset, self.device, self.console = (
-            run,
-            workplace,
-            dataset,
-            device,
-            console,
-        )
-        self.resolved = resolved(run, device)
+    @property
+    def resolved(self) -> dict[str, str]:
+        """What ``auto`` came out as; a run only goes on where it comes out the same."""
+        precision = "bf16" if resolve_bf16(self.run.training, self.device) else "fp32"
+        return {"device": self.device.type, "precision": precision, "cache": "live"}
 
     def enrol(self, teachers: Mapping[str, Frozen]) -> None:
         """Make the student, at its newest checkpoint if there is one."""

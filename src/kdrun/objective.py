@@ -116,7 +116,7 @@ class Objective(nn.Module):
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name, unsummed."""
-        return {term.label: term(student, taught, batch) for term in self.terms}  # type: ignore[misc]
+        return {term.label: term(student, taught, batch) for term in self.terms}  # type: ignore[misc]  # a ModuleList forgets what it holds
 
 
 def _with_smoothing(config: LossConfig, training: float) -> LossConfig:

@@ -51,7 +51,7 @@ class Adam(Schema):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
-    kind: Literal["adamw"]  # type: ignore[assignment]
+    kind: Literal["adamw"]  # type: ignore[assignment]  # a name of its own, not one more of Adam's
     weight_decay: float = Field(default=0.01, ge=0)
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -194,31 +194,44 @@ def _teacher_run(
     data: dict[str, Any],
     known: dict[tuple[str, int], Run],
 ) -> Run:
-    path: errors.Path = ("teachers", name)
     sources = teacher.sources
     method = (
-        _towards(config.method(teacher.method, (*path, "method")), sources)
+        _towards(config.method(teacher.method, ("teachers", name, "method")), sources)
         if teacher.method
         else config.methods[ALONE]
     )
-    return Run(
+    return _run(
+        config,
+        teacher,
+        method,
         role="teacher",
         name=name,
         method=teacher.method,
         seed=seed,
-        model=teacher.model,
-        training=config.training_of(teacher),
-        losses=method.losses,
-        loss_paths=method.paths,
-        path=path,
-        view=teacher.view,
         data={key: value for key, value in data.items() if key != "labels_per_class"},
-        metric=config.experiment.dataset.metric,
-        device=config.experiment.device,
         teachers={source: _serving(source, seed, known) for source in sources},
         weights=teacher.weights,
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
+    )
+
+
+def _run(
+    config: Config, model: TeacherConfig | StudentConfig, mix: Method, /, role: str, name: str, **rest: Any
+) -> Run:
+    """A run with what teachers and students have in common."""
+    return Run(
+        role=role,
+        name=name,
+        model=model.model,
+        training=config.training_of(model),
+        losses=mix.losses,
+        loss_paths=mix.paths,
+        path=(f"{role}s", name),
+        view=model.view,
+        metric=config.experiment.dataset.metric,
+        device=config.experiment.device,
+        **rest,
     )
 
 
@@ -243,20 +256,15 @@ def _student_run(
 ) -> Run:
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
     few = config.experiment.dataset.labels_per_class is not None
-    return Run(
+    return _run(
+        config,
+        student,
+        method,
         role="student",
         name=name,
         method=method.name,
         seed=seed,
-        model=student.model,
-        training=config.training_of(student),
-        losses=method.losses,
-        loss_paths=method.paths,
-        path=("students", name),
-        view=student.view,
         data=data,
-        metric=config.experiment.dataset.metric,
-        device=config.experiment.device,
         labelled_only=few and not names,
         teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},
     )

@@ -114,6 +114,7 @@ class Student:
         if gradients:
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._not_finite, self._one)
         self._not_finite.logical_or_(~values.detach().isfinite().all())
+        # torch's own gradient scaler hands these over in the same way, undeclared.
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]
         self._unread.append(torch.cat([values.detach(), self._not_finite.view(1)]))

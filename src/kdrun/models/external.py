@@ -55,7 +55,7 @@ class External(Model):
             self.net = make()
             for module in self.net.modules():
                 if hasattr(module, "inplace"):
-                    module.inplace = False  # type: ignore[assignment]
+                    module.inplace = False  # type: ignore[assignment]  # a flag, though undeclared
             outputs, overwritten = _dry_run(self.net, self.see(torch.zeros(2, *shape)))
         except Exception as error:  # what a library cannot build or read, it tells in any way
             size = "×".join(str(pixels) for pixels in shape)
@@ -271,7 +271,7 @@ def _shield(module: nn.Module) -> None:
     The hook must stay the last one, so later ones are put before it.
     """
     module.register_forward_hook(lambda m, _i, output: output.clone() if len(m._forward_hooks) > 1 else None)
-    module.register_forward_hook = functools.partial(  # type: ignore[method-assign]
+    module.register_forward_hook = functools.partial(  # type: ignore[method-assign]  # of this module alone
         module.register_forward_hook, prepend=True
     )
 

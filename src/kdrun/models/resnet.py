@@ -6,6 +6,7 @@ Distillation" (`wrn-*`), so that weights trained elsewhere fit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Literal
 
@@ -22,7 +23,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
-class _Residual(nn.Module):
+class _Residual(nn.Module, ABC):
     """What blocks with an identity branch share: the sum and the last ReLU, each a module.
 
     ``outputs`` is the number of channels that the block gives.
@@ -36,9 +37,9 @@ class _Residual(nn.Module):
         self.add = Add()
         self.relu = nn.ReLU()
 
+    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
         """What is learned on top of the identity."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) → (B, outputs, H / stride, W / stride)."""

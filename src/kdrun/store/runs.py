@@ -89,7 +89,7 @@ class Workplace:
     ) -> Result:
         """Write the files and the index entry, then the manifest that makes them count."""
         buffer = io.BytesIO()
-        np.savez(buffer, **predictions)  # type: ignore[arg-type]
+        np.savez(buffer, **predictions)  # type: ignore[arg-type]  # any of the names could be an option's
         contents = {
             "weights.safetensors": safetensors.numpy.save(weights),
             "predictions.npz": buffer.getvalue(),

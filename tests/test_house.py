@@ -12,8 +12,8 @@ import kdrun
 PACKAGE = Path(kdrun.__file__).parent
 
 FLOORS = [
-    {"errors"},
-    {"yamlsource", "registry", "taps", "randomness", "interrupts", "console"},
+    {"errors", "schema"},
+    {"yamlsource", "registry", "taps", "randomness", "interrupts", "console", "schedules"},
     {"contracts"},
     {"losses", "data", "models", "optimization", "statistics", "store"},
     {"config", "objective", "evaluate"},

@@ -572,11 +572,11 @@ def test_a_dry_run_and_a_description_leave_the_model_as_it_was():
     assert network.model.training and not network.model.bn1.training
 
 
-def test_with_state_gives_a_frozen_copy():
+def test_copied_gives_a_frozen_copy():
     network = models.Network(build("resnet8", seed=1), "input", CPU)
     network.tap(["layer1"])
     other = build("resnet8", seed=2)
-    copied = network.with_state(other.state_dict())
+    copied = network.copied(network.model, other.state_dict())
     assert same_bits(copied.model.state_dict(), other.state_dict())
     assert not same_bits(network.model.state_dict(), other.state_dict())
     assert not copied(batch()).features and not copied.model.layer1._forward_hooks

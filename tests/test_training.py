@@ -278,13 +278,13 @@ def test_a_student_freezes_in_the_step_that_is_not_finite(poison, what, optimize
     for position, batch in enumerate(batches):
         if position == 4:
             before = [p.detach().clone() for p in student.parameters]
-            state = {n: t.clone() for n, t in optimizer_tensors(student.optimizer).items()}
+            state = {n: t.clone() for n, t in optimizer_tensors(student.updates).items()}
         student.step(batch, {})
     student.flush()
     assert (student.failure.epoch, student.failure.step) == (1, 1)
     assert student.failure.term == ("the gradient" if what == "gradient" else "the term 'poison'")
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters, strict=True))
-    after = optimizer_tensors(student.optimizer)
+    after = optimizer_tensors(student.updates)
     assert state.keys() == after.keys() and all(torch.equal(state[name], after[name]) for name in state)
 
 
@@ -590,11 +590,13 @@ def test_the_mean_of_several_teachers():
     logits = 4 * torch.randn(3, 16, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     said = [Outputs(each) for each in logits]
     for temperature in (1.0, 2.0, 7.0):
-        together = combined(said, "mean", temperature).logits
+        together = combined(said, LossConfig(kind="kd"), temperature).logits
         mean = (logits / temperature).softmax(-1).mean(0)
         torch.testing.assert_close((together / temperature).softmax(-1), mean)
         torch.testing.assert_close(together, temperature * mean.log())
-    torch.testing.assert_close(combined(said, "mean-logits", 3.0).logits, logits.mean(0))
+    torch.testing.assert_close(
+        combined(said, LossConfig(kind="kd", combine="mean-logits"), 3.0).logits, logits.mean(0)
+    )
 
 
 def test_a_term_with_two_teachers_asks_for_their_mean_at_its_temperature():
@@ -678,7 +680,7 @@ def test_a_step_uses_the_rate_of_its_position(tmp_path):
     for epoch in range(3):
         for batch in dataset.batches(planned.runs[-1].draw, epoch):
             student.step(batch, {})
-            rates.append(student.optimizer.param_groups[0]["lr"])
+            rates.append(student.updates[0].param_groups[0]["lr"])
     assert rates == pytest.approx(
         [0.01 * min((s + 1) / 3, 1) * 0.5 * (1 + math.cos(math.pi * s / 9)) for s in range(9)]
     )
@@ -710,14 +712,14 @@ def test_an_optimizer_goes_on_from_its_tensors(optimizer):
             optimizer.step()
 
     steps(first, ours, gradients[:3])
-    kept = {name: value.clone() for name, value in optimizer_tensors(first).items()}
+    kept = {name: value.clone() for name, value in optimizer_tensors([first]).items()}
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     second = recipe.optimizer.build(theirs)
-    load_optimizer_tensors(second, kept)
+    load_optimizer_tensors([second], kept)
     steps(first, ours, gradients[3:])
     steps(second, theirs, gradients[3:])
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    again = optimizer_tensors(second)
+    again = optimizer_tensors([second])
     assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in kept.items()}
 
 

@@ -12,15 +12,15 @@ import torch
 
 from kdrun import models, registry
 from kdrun.config import Config
-from kdrun.contracts import Batch, Dataset, Spec
+from kdrun.contracts import Batch, Dataset, Outputs, Spec
 from kdrun.errors import DataError, DeviceError, Mismatch, Path, Problem, WeightsError, did_you_mean
 from kdrun.evaluate import wait_for
-from kdrun.models import Frozen, Network
-from kdrun.objective import Objective, Surroundings, Term
+from kdrun.models import Deployed, Frozen, Network
+from kdrun.objective import Objective, Surroundings, build_term
 from kdrun.optimization import Training
 from kdrun.plan import Kin, Plan, Run
 from kdrun.randomness import derive
-from kdrun.student import Student
+from kdrun.student import Plugs, Student
 from kdrun.taps import LayerTable
 
 MOST_SAMPLES = 4096
@@ -85,43 +85,82 @@ def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
     return Network(model, view, device)
 
 
+def finished_network(run: Run, spec: Spec, device: torch.device) -> Network:
+    """The run's network as it is stored when it is finished, its weights still to come from there.
+
+    Where a loss's parts are at inference, they are the network's.
+    """
+    network = bare_network(run, spec, device)
+    predicting = [loss for loss in run.losses if registry.LOSSES[loss.kind].at_inference]
+    if not predicting or run.weights is not None:
+        return network
+    bare = {name: finished_network(teacher, spec, device) for name, teacher in run.teachers.items()}
+    teachers = {name: Frozen(n.model, n.view, device) for name, n in bare.items()}
+    around = dry_surroundings(run, network, teachers, spec, DRY_SAMPLES)
+    predictor = Objective(predicting, around).predictor
+    assert predictor is not None
+    deployed = Deployed(network.model, *predictor)
+    return network.copied(deployed, deployed.state_dict())
+
+
 def make_student(run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, device: torch.device) -> Student:
     """The run's student at its first step."""
     network = fresh_network(run, dataset.spec, device)
     labels = torch.from_numpy(dataset.labels("train", given=run.role == "student"))
-    dry = next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device)
-    dry = dry.with_labels(labels[dry.index.cpu()].to(device))
-    return _student(run, network, teachers, dry, len(labels), labels, dataset.steps(run.draw))
 
+    def as_seen(batch: Batch) -> Batch:
+        return batch.with_labels(labels.to(device)[batch.index])
 
-def _student(
-    run: Run,
-    network: Network,
-    teachers: Mapping[str, Frozen],
-    dry: Batch,
-    samples: int,
-    labels: torch.Tensor,
-    steps: int,
-) -> Student:
-    surroundings = Surroundings(
+    def survey(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
+        return ((as_seen(batch), teacher(batch)) for batch in dataset.split("train"))
+
+    dry = as_seen(next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device))
+    around = Surroundings(
         student=network,
         teachers=teachers,
         batch=dry,
-        samples=samples,
+        samples=len(labels),
         classes=int(network.dry(dry).logits.shape[1]),
+        batch_size=min(run.training.batch_size, len(labels)),
         labels=labels,
         seed=run.seed,
+        survey=survey,
         label_smoothing=run.training.label_smoothing,
     )
-    objective = Objective(run.losses, surroundings)
+    return _student(run, around, dataset.steps(run.draw))
+
+
+def dry_surroundings(
+    run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int
+) -> Surroundings:
+    """Surroundings with a training set of as many random samples as a step takes."""
+    dry, whole = (
+        spec.random_batch(count).to(network.device) for count in (DRY_SAMPLES, max(size, DRY_SAMPLES))
+    )
+    return Surroundings(
+        student=network,
+        teachers=teachers,
+        batch=dry,
+        samples=len(whole),
+        classes=int(network.dry(dry).logits.shape[1]),
+        batch_size=size,
+        labels=whole.labels,
+        seed=run.seed,
+        survey=lambda teacher: [(dry, teacher(dry))],
+        label_smoothing=run.training.label_smoothing,
+    )
+
+
+def _student(run: Run, around: Surroundings, steps: int) -> Student:
     return Student(
         run.title,
-        network,
-        objective,
+        around.student,
+        Objective(run.losses, around),
         run.training,
         run.seed,
         steps,
-        resolve_bf16(run.training, network.device),
+        resolve_bf16(run.training, around.student.device),
+        Plugs(run.stages, run.momentum_gap),
     )
 
 
@@ -177,7 +216,8 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
             broken.add((run.role, run.name))
             continue
         size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
-        found = list(_term_problems(run, network, teachers, spec.random_batch(DRY_SAMPLES).to(device)))
+        found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
+        found += _mixing_problems(run, network, spec)
         problems += found
         if found or run.weights is not None:
             continue
@@ -207,23 +247,24 @@ def _problem(error: Mismatch, path: Path) -> Problem:
     return Problem((*path, error.key) if error.key else path, str(error), error.hint)
 
 
-def _term_problems(
-    run: Run, network: Network, teachers: Mapping[str, Frozen], dry: Batch
-) -> Iterable[Problem]:
-    around = Surroundings(
-        network, teachers, dry, len(dry), int(network.dry(dry).logits.shape[1]), dry.labels, run.seed
-    )
+def _term_problems(run: Run, around: Surroundings) -> Iterable[Problem]:
     for config, path in zip(run.losses, run.loss_paths, strict=True):
         try:
-            Term(config, around)
+            build_term(config, around)
         except Mismatch as error:
             yield _problem(error, path)
 
 
+def _mixing_problems(run: Run, network: Network, spec: Spec) -> Iterable[Problem]:
+    shape = spec.shapes[network.view]
+    if run.training.cutmix and len(shape) != 3:
+        words = f"cutmix cuts pictures, and the samples are {'×'.join(map(str, shape))} numbers"
+        yield Problem(run.path, words, "use mixup")
+
+
 def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int) -> Rehearsed:
     own = {name: teachers[name] for name in run.teachers}
-    dry = spec.random_batch(DRY_SAMPLES).to(network.device)
-    student = _student(run, network, own, dry, DRY_SAMPLES, dry.labels, steps=1)
+    student = _student(run, dry_surroundings(run, network, own, spec, size), steps=1)
     batch = spec.random_batch(size).to(network.device)
     taught = {name: teacher(batch) for name, teacher in own.items()}
     teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)

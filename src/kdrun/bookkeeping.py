@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import kdrun
-from kdrun import models
-from kdrun.assembly import bare_network, from_file, make_student, resolve_bf16
+from kdrun import models, registry
+from kdrun.assembly import finished_network, from_file, make_student, resolve_bf16
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec
@@ -193,7 +193,7 @@ class Keeper:
 
 def frozen(run: Run, result: Result, spec: Spec, device: torch.device) -> Frozen:
     """A finished teacher, frozen."""
-    network = bare_network(run, spec, device)
+    network = finished_network(run, spec, device)
     network.model.load_state_dict({name: torch.from_numpy(array) for name, array in result.weights().items()})
     return Frozen(network.model, network.view, device)
 
@@ -257,7 +257,13 @@ def model_key(run: Run, spec: Spec) -> str:
     """Runs of one key have one architecture on inputs of one shape, and so one latency."""
     shape = spec.shapes[run.view or spec.default_view]
     model = run.model.model_dump(mode="json", exclude={"initial_weights", "pretrained"})
-    return fingerprint({"model": model, "shape": shape, "classes": spec.classes})[:16]
+    what: dict[str, Any] = {"model": model, "shape": shape, "classes": spec.classes}
+    if predicting := [loss for loss in run.losses if registry.LOSSES[loss.kind].at_inference]:
+        what["parts"] = [
+            loss.model_dump(mode="json", exclude={"weight", "name", "teacher"}) for loss in predicting
+        ]
+        what["teachers"] = [model_key(teacher, spec) for teacher in run.teachers.values()]
+    return fingerprint(what)[:16]
 
 
 def provenance(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
@@ -301,7 +307,7 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
         there = read_json(path)
         if wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
             return
-    runners = [_single(bare_network(run, spec, device), spec, device) for run in wanted.values()]
+    runners = [_single(finished_network(run, spec, device), spec, device) for run in wanted.values()]
     models_ms = dict(zip(wanted, latencies(runners, device), strict=True))
     write_json(path, {"conditions": conditions, "batch_size": 1, "models": models_ms})
 

@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,9 +18,10 @@ import kdrun.data
 import kdrun.losses
 import kdrun.models  # noqa: F401 (importing the families registers their components)
 from kdrun import errors, registry
-from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig, Schema, as_list, kind_alone
+from kdrun.contracts import Combine, DatasetConfig, JointLoss, LossConfig, ModelConfig, Published
 from kdrun.errors import ConfigError, Problem, did_you_mean
-from kdrun.optimization import Training, merged
+from kdrun.optimization import Sgd, Stage, Training, merged
+from kdrun.schema import Schema, as_list, kind_alone
 from kdrun.yamlsource import Source, default_name
 
 SHORTHANDS = {"teacher": "teachers", "student": "students"}
@@ -109,8 +110,18 @@ class MethodConfig(Schema):
     """a mix of one's own: terms that are summed"""
     teacher: str | list[str] | None = None
     """the teacher, or teachers, of all terms that name none"""
-    combine: Literal["mean", "mean-logits"] | None = None
+    combine: Combine | None = None
     """how several teachers are combined, in all terms that do not say"""
+    stages: list[Stage] | None = None
+    """stretches of the training with some of the terms or weights only; `[]` for none of a published mix's"""
+    early_stop: int | None = Field(default=None, ge=1)
+    """the last epoch of all terms that look at a teacher and do not say"""
+    momentum_gap: float | None = Field(default=None, gt=0, lt=1)
+    """how much larger the momentum of the teachers' terms is than SGD's, and smaller that of the others (DOT: 0.075)"""
+    mixup: float | None = Field(default=None, ge=0)
+    """mixup of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
+    cutmix: float | None = Field(default=None, ge=0)
+    """cutmix of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
 
 
 class Experiment(Schema):
@@ -143,6 +154,10 @@ class Method:
     name: str
     losses: tuple[LossConfig, ...]
     paths: tuple[errors.Path, ...]
+    stages: tuple[Stage, ...] = ()
+    momentum_gap: float | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """what it changes of a student's training"""
 
 
 class Config:
@@ -177,12 +192,12 @@ class Config:
         return self.source.explain(problems)
 
 
-def published_methods() -> dict[str, Any]:
+def published_methods() -> dict[str, Published]:
     """The published mixes by method name, as losses declare them."""
     return {
-        kind: registry.LOSSES[kind].published
-        for kind in registry.LOSSES
-        if registry.LOSSES[kind].published is not None
+        name: published
+        for loss in registry.LOSSES.classes()
+        for name, published in sorted(loss.published.items())
     }
 
 
@@ -360,17 +375,37 @@ def _expanded(method: MethodConfig, path: errors.Path, teachers: list[str]) -> M
         except ValidationError as error:
             raise ConfigError(_set_problems(error, terms, path)) from None
         paths = (path,) * len(losses)
-    return Method(method.name, tuple(_with_teachers(loss, method, teachers) for loss in losses), paths)
+    stages = method.stages
+    if stages is None and method.use is not None:
+        stages = TypeAdapter(list[Stage]).validate_python(published_methods()[method.use].stages)
+    changed = {key: getattr(method, key) for key in ("mixup", "cutmix") if getattr(method, key) is not None}
+    return Method(
+        method.name,
+        tuple(_completed(loss, method, teachers) for loss in losses),
+        paths,
+        tuple(stages or ()),
+        method.momentum_gap,
+        changed,
+    )
 
 
-def _with_teachers(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> LossConfig:
-    """The term with its teacher said: its own, the method's, or the only one that there is."""
-    if not registry.LOSSES[loss.kind].needs_teacher:
+def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> LossConfig:
+    """The term with what the method says for all, and its teacher: its own, the method's, or the only one there is.
+
+    Losses that weigh several teachers see them all where none is named.
+    """
+    loss_class = registry.LOSSES[loss.kind]
+    if not loss_class.needs_teacher:
         return loss
-    only = teachers[0] if len(teachers) == 1 else None
+    only: Any = teachers[0] if len(teachers) == 1 else None
+    joint = issubclass(loss_class, JointLoss)
+    if joint and len(teachers) > 1:
+        only = teachers
     changes: dict[str, Any] = {"teacher": loss.teacher or method.teacher or only}
-    if method.combine is not None and "combine" not in loss.model_fields_set:
+    if method.combine is not None and "combine" not in loss.model_fields_set and not joint:
         changes["combine"] = method.combine
+    if method.early_stop is not None and loss.last_epoch is None:
+        changes["last_epoch"] = method.early_stop
     return loss.model_copy(update=changes)
 
 
@@ -575,8 +610,29 @@ def _cross_checks(experiment: Experiment) -> Iterable[Problem]:
     for number, method in enumerate(experiment.methods):
         path: errors.Path = ("methods", number)
         yield from _unknown_teachers(method.teacher, path, experiment.teachers)
+        yield from _momentum_problems(method, path, experiment)
         misused = list(_method_problems(method, path))
         yield from misused or _mix_problems(method, path, list(experiment.teachers))
+
+
+def _momentum_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """Two momenta need an optimizer that has one, and room on both sides of it."""
+    for name, student in experiment.students.items():
+        optimizer = merged(experiment.training, student.training).optimizer
+        if method.momentum_gap is None:
+            continue
+        if not isinstance(optimizer, Sgd):
+            words, hint = (
+                f"'{name}' is trained by {optimizer.kind}, which has no momentum to be set apart",
+                "use sgd",
+            )
+            yield Problem((*path, "momentum_gap"), words, hint)
+        elif not method.momentum_gap <= optimizer.momentum < 1 - method.momentum_gap:
+            yield Problem(
+                (*path, "momentum_gap"),
+                f"momenta {optimizer.momentum} ± {method.momentum_gap} are not both in [0, 1)",
+                "write a smaller gap",
+            )
 
 
 def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Iterable[Problem]:
@@ -586,8 +642,24 @@ def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) 
         yield from error.problems
         return
     yield from _term_problems(expanded, teachers, method.teacher)
+    yield from _stage_problems(expanded, method, path)
     if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+
+
+def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -> Iterable[Problem]:
+    labels = [loss.label for loss in expanded.losses]
+    for number, stage in enumerate(method.stages or ()):
+        place = (*path, "stages", number)
+        for name in stage.losses or ():
+            if name not in labels:
+                yield Problem(
+                    (*place, "losses"), f"'{name}' is no term of this method", did_you_mean(name, labels)
+                )
+        if stage.length(1) is None and number + 1 < len(method.stages or ()):
+            yield Problem(place, "only the last stage may say no length", "add `epochs` or `share`")
+    if method.early_stop and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        yield Problem((*path, "early_stop"), "no term of this method looks at a teacher", "remove it", True)
 
 
 def _unknown_teachers(
@@ -727,3 +799,43 @@ def _term_problems(
             yield from _unknown_teachers(loss.teacher, path, teachers)
         if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
             yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
+        yield from _combination_problems(loss, path)
+
+
+def _combination_problems(loss: LossConfig, path: errors.Path) -> Iterable[Problem]:
+    """What a term says of several teachers, and of the samples it looks at."""
+    loss_class, count = registry.LOSSES[loss.kind], len(loss.teachers)
+    if issubclass(loss_class, JointLoss) and count == 1:
+        yield Problem(
+            path, f"'{loss.kind}' weighs several teachers and has one", "name two or more, or use kd"
+        )
+    if issubclass(loss_class, JointLoss) and loss.combine != "mean":
+        yield Problem((*path, "combine"), f"'{loss.kind}' weighs its teachers by itself", "remove it", True)
+    elif (loss.combine == "fixed") != (loss.teacher_weights is not None):
+        words = (
+            "`combine: fixed` needs `teacher_weights`"
+            if loss.combine == "fixed"
+            else ("`teacher_weights` count with `combine: fixed` only")
+        )
+        yield Problem((*path, "teacher_weights" if loss.teacher_weights else "combine"), words, "write both")
+    elif loss.teacher_weights is not None and len(loss.teacher_weights) != count:
+        words = f"{len(loss.teacher_weights)} weights for {count} teachers"
+        yield Problem((*path, "teacher_weights"), words, "write one for each of the term's teachers")
+    elif loss.teacher_weights is not None and not sum(loss.teacher_weights):
+        yield Problem((*path, "teacher_weights"), "all weights are 0", "write one above 0")
+    if count > 1 and not loss_class.on_logits and loss.combine in ("mean-logits", "entropy"):
+        yield Problem(
+            (*path, "combine"),
+            f"'{loss.kind}' looks at layers, which cannot be combined by {loss.combine}",
+            "use mean-loss or fixed, which weigh a loss for each teacher",
+        )
+    if loss.mask is not None and loss.mask.kind.startswith("teacher") and not count:
+        yield Problem((*path, "mask"), f"'{loss.kind}' looks at no teacher", "use labelled or unlabelled")
+    if loss.mask is not None and loss_class.whole_batch:
+        yield Problem((*path, "mask"), f"'{loss.kind}' needs every batch whole", "remove it", True)
+    if loss.last_epoch is not None and loss.last_epoch < loss.first_epoch:
+        yield Problem(
+            (*path, "last_epoch"),
+            f"{loss.last_epoch} is before the first epoch, {loss.first_epoch}",
+            "remove one",
+        )

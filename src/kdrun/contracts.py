@@ -7,28 +7,31 @@ Shapes are written with B (batch), C (classes), and for features either (B, D) v
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from kdrun import registry
+from kdrun.schedules import AnyWeightSchedule
+from kdrun.schema import Schema, as_list, kind_alone
 from kdrun.taps import LayerTable
 
 HIDDEN = -1
 """The label of a sample whose label the student may not see."""
 
 Split = Literal["train", "validation", "test"]
+Combine = Literal["mean", "mean-logits", "mean-loss", "fixed", "entropy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Mixup: ``partner`` (B,) int64 positions in the batch, ``share`` (B,) the sample's own share in [0, 1]."""
+    """Mixup or cutmix: ``partner`` (B,) int64 positions in the batch, ``share`` (B,) the sample's own in [0, 1]."""
 
     partner: Tensor
     share: Tensor
@@ -60,13 +63,36 @@ class Batch:
         """The same samples with other labels."""
         return replace(self, labels=labels)
 
+    def rows(self, rows: Tensor) -> Batch:
+        """Some of the samples, by their positions (K,), under mixup with the labels that they mostly are of."""
+        labels = self.main_labels[rows]
+        return Batch({name: view[rows] for name, view in self.views.items()}, labels, self.index[rows])
+
+    @property
+    def main_labels(self) -> Tensor:
+        """The labels (B,), under mixup those of the larger share of each sample."""
+        if self.mix is None:
+            return self.labels
+        return torch.where(self.mix.share >= 0.5, self.labels, self.labels[self.mix.partner])
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a predictor says of a batch: ``logits`` (B, C) and the tapped layers' outputs by name."""
+    """What a predictor says of a batch: ``logits`` (B, C) and the tapped layers' outputs by name.
+
+    ``views`` are its outputs for further views of the same samples, where a loss asked for them.
+    """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Outputs] = field(default_factory=dict)
+
+    def rows(self, rows: Tensor) -> Outputs:
+        """What it says of some of the samples, by their positions (K,)."""
+        features = {name: feature[rows] for name, feature in self.features.items()}
+        return Outputs(
+            self.logits[rows], features, {name: said.rows(rows) for name, said in self.views.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +120,6 @@ class Predictor(Protocol):
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (or log-probabilities) of shape (B, C), and the features that were asked for."""
         ...
-
-
-class Schema(BaseModel):
-    """Base of every part of the config: unknown keys are errors, and nothing is converted silently."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-def kind_alone(value: object) -> object:
-    """Where only the kind is said, the name alone will do: ``adamw`` is short for ``{kind: adamw}``."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def as_list(value: str | list[str] | None) -> list[str]:
-    """One name, several or none, as a list."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 class Component:
@@ -148,6 +156,10 @@ class Model(Component, nn.Module):
 
     stages: tuple[str, ...]
     """Names of the layers whose outputs are the stages, shallow to deep."""
+    preactivations: tuple[str, ...] = ()
+    """For each stage the name of the layer whose output its last ReLU gets; empty where there are none."""
+    norms: tuple[str, ...] = ()
+    """For each stage the name of the BatchNorm before its last ReLU; empty where there are none."""
     pooled: str
     """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
     head: str
@@ -161,18 +173,39 @@ class Model(Component, nn.Module):
 # ---------------------------------------------------------------------------------------------- losses
 
 
+class Mask(Schema):
+    """Which samples of a batch a term looks at: it is their mean times their share of the batch."""
+
+    kind: Literal["teacher-correct", "teacher-confident", "labelled", "unlabelled"]
+    """those that the teacher gets right, is sure of, or whose label the student sees, or does not see"""
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    """teacher-confident: the least probability of the teacher's most probable class"""
+
+
 class LossConfig(Schema):
     """Options that every term of a mix has."""
 
     kind: str
     weight: float = Field(default=1.0, ge=0)
     """the term's factor in the sum"""
+    schedule: AnyWeightSchedule | None = None
+    """how the weight changes with the epochs: constant, warmup, linear, cosine or step"""
+    first_epoch: int = Field(default=1, ge=1)
+    """the first epoch in which the term counts"""
+    last_epoch: int | None = Field(default=None, ge=1)
+    """the last epoch in which the term counts"""
+    mask: Annotated[Mask, BeforeValidator(kind_alone)] | None = None
+    """the samples that the term looks at: teacher-correct, teacher-confident, labelled or unlabelled"""
     name: str | None = None
     """what the term is called in logs and in `set:`; its kind where nothing is said"""
     teacher: str | list[str] | None = None
     """the teacher, or teachers, of this term; with one teacher in the config it need not be said"""
-    combine: Literal["mean", "mean-logits"] = "mean"
-    """several teachers: the mean of their probabilities at the term's temperature, or of their logits"""
+    combine: Combine = "mean"
+    """several teachers: the mean of their probabilities at the term's temperature (mean; fixed: weighted by
+    `teacher_weights`; entropy: by each sample's certainty), of their logits (mean-logits), or of a loss for each
+    (mean-loss)"""
+    teacher_weights: list[Annotated[float, Field(ge=0)]] | None = Field(default=None, min_length=2)
+    """combine: fixed: a weight for each of the term's teachers, in their order; only their ratios count"""
 
     @property
     def label(self) -> str:
@@ -184,15 +217,22 @@ class LossConfig(Schema):
         """The names of its teachers, none where it looks at none or does not say."""
         return as_list(self.teacher)
 
+    def weight_in(self, epoch: int, epochs: int) -> float:
+        """The weight in an epoch, counted from 0, of so many."""
+        if not self.first_epoch <= epoch + 1 <= (self.last_epoch or epochs):
+            return 0.0
+        return self.weight * (self.schedule.factor(epoch, epochs) if self.schedule else 1.0)
+
 
 @dataclass(frozen=True)
 class Context:
     """What a loss may look at when it builds its adapters, before the optimizer exists.
 
     ``student`` and ``teacher`` are the outputs for ``batch``, one dry batch, with the features that the loss
-    tapped; ``samples`` and ``classes`` count the training set's; ``labels`` are the training labels as the
-    student sees them; ``teacher_state`` the teacher's weights and statistics, read-only, and ``teacher_head``
-    the name of its classifier.
+    tapped; ``samples`` and ``classes`` count the training set's, ``batch_size`` the samples of every step;
+    ``labels`` are the training labels as the student sees them; ``teacher_state`` the teacher's weights and
+    statistics, read-only, and ``teacher_head`` the name of its classifier. ``survey`` goes once over the training
+    set, not augmented, with the labels that the student sees and the teacher's outputs.
     """
 
     batch: Batch
@@ -200,25 +240,29 @@ class Context:
     teacher: Outputs | None
     samples: int
     classes: int
+    batch_size: int
     labels: Tensor
     teacher_state: Mapping[str, Tensor]
     teacher_head: str | None
+    survey: Callable[[], Iterable[tuple[Batch, Outputs]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """The layers whose outputs a loss wants, in pairs where it compares them."""
+    """The layers whose outputs a loss wants, in pairs where it compares them, and further views of the batch."""
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The published mix of a method: its terms as they would stand in YAML, and where they come from."""
+    """The published mix of a method: its terms and stages as in YAML, and where they come from."""
 
     losses: list[dict[str, Any]]
     source: str
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Loss(Component, nn.Module):
@@ -227,14 +271,18 @@ class Loss(Component, nn.Module):
     A subclass may tap layers (``taps``), make adapters (``build``) and say what a model without gradients can
     learn from (``target``). There is one instance for each pair of term and teacher. Parameters and buffers are
     trained, clipped and checkpointed with the student and never exported, except those of the submodules named
-    by ``at_inference``.
+    by ``at_inference``, through which an exported student's logits come (``predict``); the last two of them give its
+    embedding and its logits.
     """
 
     family = "loss"
     needs_teacher: ClassVar[bool] = True
     on_logits: ClassVar[bool] = True
     """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
-    published: ClassVar[Published | None] = None
+    whole_batch: ClassVar[bool] = False
+    """Whether it needs every sample of a batch (so that no mask can be set)."""
+    published: ClassVar[Mapping[str, Published]] = {}
+    """Published mixes that use the loss, by method name."""
     at_inference: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
@@ -253,13 +301,46 @@ class Loss(Component, nn.Module):
     def build(self, context: Context) -> None:
         """Make the adapters from one dry batch; raises ``Mismatch`` where shapes cannot be reconciled."""
 
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Told before the first step of each epoch, counted from 0, of so many, and after a resume."""
+
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The unweighted scalar."""
 
+    def pretrain(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The unweighted scalar in a stage that trains the adapters only."""
+        return self.forward(student, teacher, batch)
+
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
         """Class probabilities (B, C) that minimise the loss, or None where there are none."""
         return None
+
+    def predict(self, student: Outputs) -> Tensor:
+        """Logits (B, C) of an exported student, from the features that the loss tapped, by ``at_inference``."""
+        raise NotImplementedError
+
+
+class JointLoss(Loss):
+    """A loss that weighs several teachers by itself.
+
+    It gets ordered mappings by the teachers' names wherever a ``Loss`` gets one teacher, and is one instance.
+    """
+
+    def taps(  # type: ignore[override]  # the rule of this class
+        self, student: LayerTable, teachers: Mapping[str, LayerTable | None]
+    ) -> Mapping[str, Taps]:
+        """The layers wanted of the student and of each teacher."""
+        return {name: Taps() for name in teachers}
+
+    def build(self, contexts: Mapping[str, Context]) -> None:  # type: ignore[override]  # the rule of this class
+        """Make the adapters, from the context of each teacher."""
+
+    @abstractmethod
+    def forward(  # type: ignore[override]  # the rule of this class
+        self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch
+    ) -> Tensor:
+        """The unweighted scalar."""
 
 
 # -------------------------------------------------------------------------------------------- data sets
@@ -286,8 +367,9 @@ class Draw:
     """How batches are drawn for a group: equal draws give equal batches.
 
     ``labels`` says whose labels are seen: all, or only the ``labels_per_class`` that students see.
-    ``labelled_only`` draws from the labelled samples only. ``mixup`` is the α of the Beta distribution, 0 for
-    none. ``purpose`` keeps the orders of teachers and students apart.
+    ``labelled_only`` draws from the labelled samples only. ``mixup`` and ``cutmix`` are the α of their Beta
+    distributions, 0 for none; with both, each batch is mixed in one of the two ways. ``purpose`` keeps the orders of
+    teachers and students apart.
     """
 
     seed: int
@@ -295,6 +377,7 @@ class Draw:
     labels: Literal["all", "given"] = "given"
     labelled_only: bool = False
     mixup: float = 0.0
+    cutmix: float = 0.0
     purpose: str = "student"
 
 

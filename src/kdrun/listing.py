@@ -10,8 +10,9 @@ from pydantic_core import PydanticUndefined
 
 from kdrun import registry
 from kdrun.config import Experiment, published_methods
-from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig, Schema
+from kdrun.contracts import DatasetConfig, LossConfig, ModelConfig
 from kdrun.optimization import Training
+from kdrun.schema import Schema
 
 SHARED: dict[str, type[Schema]] = {"model": ModelConfig, "loss": LossConfig, "dataset": DatasetConfig}
 
@@ -53,7 +54,11 @@ def shared_options(family: str) -> list[tuple[str, str, str]]:
 def methods() -> list[Entry]:
     """The published methods with their mixes."""
     return [
-        Entry([name], published.source, [(_term(term), "", "") for term in published.losses])
+        Entry(
+            [name],
+            published.source,
+            [(_term(term), "", "") for term in (*published.losses, *published.stages)],
+        )
         for name, published in published_methods().items()
     ]
 

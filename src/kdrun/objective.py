@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun import registry
-from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs
+from kdrun.contracts import HIDDEN, Batch, Context, JointLoss, Loss, LossConfig, Mask, Outputs, Taps
+from kdrun.errors import Mismatch, did_you_mean
+from kdrun.losses.numerics import certainty
 from kdrun.models import Frozen, Network
+from kdrun.optimization import Stage
 from kdrun.randomness import derive
+
+Survey = Callable[[Frozen], Iterable[tuple[Batch, Outputs]]]
+LEAST_ROWS = 2
+"""Samples that a mask must leave; fewer give 0, for BatchNorm and relations need two."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What the losses of one student are built from.
 
-    ``batch`` is one dry batch, with ``labels`` as the student sees them, like the training set's.
+    ``batch`` is one dry batch, with ``labels`` as the student sees them, like the training set's; ``survey`` goes
+    over the training set with a teacher.
     """
 
     student: Network
@@ -29,78 +37,165 @@ class Surroundings:
     batch: Batch
     samples: int
     classes: int
+    batch_size: int
     labels: Tensor
     seed: int
+    survey: Survey
     label_smoothing: float = 0.0
 
 
 class Term(nn.Module):
-    """One weighted term: a loss for each of its teachers, or one loss on what they say together."""
+    """One weighted term: one loss on all its teachers, or on what they say together, or a loss for each."""
 
-    def __init__(self, config: LossConfig, surroundings: Surroundings) -> None:
+    factor: Tensor
+
+    def __init__(self, config: LossConfig, losses: Sequence[Loss], taps: Mapping[str, Taps]) -> None:
         super().__init__()
-        self.label, self.weight, self.combine = config.label, config.weight, config.combine
-        self.teachers = config.teachers
-        loss_class = registry.LOSSES[config.kind]
-        together = len(self.teachers) > 1 and loss_class.on_logits
-        self.together = together
-        self.temperature = loss_class(config).temperature
-        alike = [self.teachers] if together or not self.teachers else [[name] for name in self.teachers]
-        self.losses = nn.ModuleList(
-            _built(loss_class(config), names, place, config, surroundings)
-            for place, names in enumerate(alike)
-        )
+        self.config, self.taps = config, taps
+        self.label, self.teachers = config.label, config.teachers
+        self.losses = nn.ModuleList(losses)
+        self.register_buffer("factor", torch.ones(()), persistent=False)
+        self.begin(0, 1)
+
+    def begin(self, epoch: int, epochs: int, stage: Stage | None = None) -> None:
+        """Take the weight of an epoch, counted from 0, of so many; before its first step, and after a resume."""
+        counts = stage is None or stage.losses is None or self.label in stage.losses
+        self.weight = self.config.weight_in(epoch, epochs) if counts else 0.0
+        self.pretrains = stage is not None and stage.pretrains
+        self.factor.copy_(
+            torch.tensor(self.weight, dtype=torch.float64)
+        )  # too large a weight becomes infinite
+        for loss in self.losses:
+            loss.begin(epoch, epochs)  # type: ignore[operator]  # a ModuleList forgets what it holds
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
-        """The weighted term, a scalar; the mean over teachers where each has its own loss."""
-        said: list[Outputs | None] = [taught[name] for name in self.teachers] or [None]
-        if self.together:
-            said = [combined([taught[name] for name in self.teachers], self.combine, self.temperature)]
-        values = [loss(student, outputs, batch) for loss, outputs in zip(self.losses, said, strict=True)]
-        return self.weight * (values[0] if len(values) == 1 else torch.stack(values).mean())
+        """The weighted term, a scalar; 0 where it weighs nothing."""
+        nothing = student.logits.new_zeros(())
+        if not self.weight:
+            return nothing
+        taught = {name: taught[name] for name in self.teachers}
+        if self.config.mask is None:
+            return self.factor * self._value(student, taught, batch)
+        rows = kept(self.config.mask, list(taught.values()), batch).nonzero().squeeze(1)
+        if len(rows) < LEAST_ROWS:
+            return nothing
+        some = {name: said.rows(rows) for name, said in taught.items()}
+        share = len(rows) / len(batch)
+        return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows))
+
+    def _value(self, student: Outputs, taught: dict[str, Outputs], batch: Batch) -> Tensor:
+        said: list[Any] = list(taught.values()) or [None]
+        if isinstance(self.losses[0], JointLoss):
+            said = [taught]
+        elif len(self.losses) < len(said):
+            said = [combined(said, self.config, self.losses[0].temperature)]  # type: ignore[arg-type]  # a ModuleList
+        values = [
+            (loss.pretrain if self.pretrains else loss)(student, outputs, batch)  # type: ignore[operator]  # a ModuleList
+            for loss, outputs in zip(self.losses, said, strict=True)
+        ]
+        if len(values) == 1:
+            return values[0]
+        return (torch.stack(values) * _shares(self.config, values[0])).sum()
 
 
-def combined(said: Sequence[Outputs], how: str, temperature: float) -> Outputs:
+def _shares(config: LossConfig, like: Tensor) -> Tensor:
+    """What each teacher counts, (M,): `teacher_weights` divided by their sum, or 1/M."""
+    weights = config.teacher_weights or [1.0] * len(config.teachers)
+    return torch.tensor(weights, dtype=like.dtype, device=like.device) / sum(weights)
+
+
+def kept(mask: Mask, said: Sequence[Outputs], batch: Batch) -> Tensor:
+    """Which samples a term looks at, (B,); of several teachers the mean probability counts."""
+    labels = batch.main_labels
+    if mask.kind in ("labelled", "unlabelled"):
+        return (labels == HIDDEN) == (mask.kind == "unlabelled")
+    p = torch.stack([F.softmax(outputs.logits, dim=-1) for outputs in said]).mean(dim=0)
+    surest, choice = p.max(dim=-1)
+    return choice == labels if mask.kind == "teacher-correct" else surest >= mask.confidence
+
+
+def combined(said: Sequence[Outputs], config: LossConfig, temperature: float) -> Outputs:
     """Several teachers as one: logits (B, C) whose softmax at ``temperature`` is their mean probability.
 
-    ``mean-logits`` averages the logits themselves.
+    ``fixed`` weighs them by ``teacher_weights``, ``entropy`` by how sure each is of a sample at temperature 1;
+    ``mean-logits`` averages the logits themselves. Further views are combined likewise.
     """
+    views = {view: combined([one.views[view] for one in said], config, temperature) for view in said[0].views}
+    return Outputs(_combined_logits(said, config, temperature), views=views)
+
+
+def _combined_logits(said: Sequence[Outputs], config: LossConfig, temperature: float) -> Tensor:
     logits = torch.stack([outputs.logits for outputs in said])
-    if how == "mean-logits":
-        return Outputs(logits.mean(dim=0))
-    log_mean = F.log_softmax(logits / temperature, dim=-1).logsumexp(dim=0) - math.log(len(said))
-    return Outputs(temperature * log_mean)
+    if config.combine == "mean-logits":
+        return logits.mean(dim=0)
+    log_p = F.log_softmax(logits / temperature, dim=-1)
+    if config.combine == "mean":
+        return temperature * (log_p.logsumexp(dim=0) - math.log(len(said)))
+    sure = certainty(logits) / (len(said) - 1)
+    shares = _shares(config, logits)[:, None] if config.combine == "fixed" else sure
+    return temperature * (log_p + shares[:, :, None].log()).logsumexp(dim=0)
 
 
-def _built(loss: Loss, names: list[str], place: int, config: LossConfig, around: Surroundings) -> Loss:
-    """A loss with its layers tapped and its adapters made; raises ``Mismatch``.
+def build_term(config: LossConfig, around: Surroundings) -> Term:
+    """A term with its layers tapped and its adapters made; raises ``Mismatch``."""
+    loss_class = registry.LOSSES[config.kind]
+    names = config.teachers
+    together = loss_class.on_logits and config.combine != "mean-loss"
+    together |= issubclass(loss_class, JointLoss)
+    groups = [names] if together or not names else [[name] for name in names]
+    taps: dict[str, Taps] = {}
+    losses = []
+    for place, group in enumerate(groups):
+        loss = loss_class(config)
+        taps |= _build(loss, group, place, around)
+        losses.append(loss.to(around.batch.labels.device))
+    return Term(config, losses, taps).to(around.batch.labels.device)
+
+
+def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Mapping[str, Taps]:
+    """Tap a loss's layers and make its adapters; its taps by teacher, with '' where it looks at none.
 
     ``place`` is its place among the term's losses: adapters of one term start apart, whatever teachers are called.
     """
-    teacher = around.teachers[names[0]] if names else None
-    student_table = around.student.describe(around.batch, "the student")
-    teacher_table = teacher.describe(around.batch, f"the teacher '{names[0]}'") if teacher else None
-    taps = loss.taps(student_table, teacher_table)
-    around.student.tap(taps.student)
-    if teacher is not None:
-        teacher.tap(taps.teacher)
+    student = around.student.describe(around.batch, "the student")
+    teachers = {name: around.teachers[name] for name in names}
+    tables = {name: t.describe(around.batch, f"the teacher '{name}'") for name, t in teachers.items()}
+    joint = isinstance(loss, JointLoss)
+    taps: Mapping[str, Taps]
+    if isinstance(loss, JointLoss):
+        taps = loss.taps(student, tables)
+    else:
+        taps = {name: loss.taps(student, tables.get(name)) for name in names or [""]}
+    for name, wanted in taps.items():
+        for view in set(wanted.views) - around.batch.views.keys():
+            hint = f"{did_you_mean(view, around.batch.views)}; a data set of pictures offers one as `strong_view`"
+            raise Mismatch(f"the data set has no view '{view}'", hint)
+        around.student.tap(wanted.student, wanted.views)
+        if name:
+            teachers[name].tap(wanted.teacher, wanted.views)
+    contexts = {name: _context(around, teachers.get(name)) for name in taps}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(around.seed, "adapters", loss.config.label, place))
+        loss.build(contexts if joint else next(iter(contexts.values())))  # type: ignore[arg-type]  # of a JointLoss
+    return taps
+
+
+def _context(around: Surroundings, teacher: Frozen | None) -> Context:
     with torch.no_grad():
         seen = around.student.dry(around.batch)
         said = teacher(around.batch) if teacher else None
-    context = Context(
+    return Context(
         batch=around.batch,
         student=seen,
         teacher=said,
         samples=around.samples,
         classes=around.classes,
+        batch_size=around.batch_size,
         labels=around.labels,
         teacher_state=teacher.model.state_dict() if teacher else {},
         teacher_head=teacher.model.head if teacher else None,
+        survey=lambda: around.survey(teacher) if teacher else (),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(around.seed, "adapters", config.label, place))
-        loss.build(context)
-    return loss.to(around.batch.labels.device)
 
 
 class Objective(nn.Module):
@@ -109,14 +204,39 @@ class Objective(nn.Module):
     def __init__(self, configs: Sequence[LossConfig], surroundings: Surroundings) -> None:
         super().__init__()
         terms = [
-            Term(_with_smoothing(config, surroundings.label_smoothing), surroundings) for config in configs
+            build_term(_with_smoothing(config, surroundings.label_smoothing), surroundings)
+            for config in configs
         ]
         self.terms = nn.ModuleList(terms)
-        self.weights = {term.label: term.weight for term in terms}
+        self.named = {term.label: term for term in terms}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each term's weight now."""
+        return {label: term.weight for label, term in self.named.items()}
+
+    @property
+    def of_teachers(self) -> list[str]:
+        """The terms that look at a teacher."""
+        return [label for label, term in self.named.items() if term.teachers]
+
+    @property
+    def predictor(self) -> tuple[Loss, tuple[str, ...]] | None:
+        """The loss from whose parts an exported student's logits come, if there is one, and the layers it taps."""
+        for term in self.named.values():
+            for loss, taps in zip(term.losses, term.taps.values(), strict=False):
+                if isinstance(loss, Loss) and loss.at_inference:
+                    return loss, taps.student
+        return None
+
+    def begin(self, epoch: int, epochs: int, stage: Stage) -> None:
+        """Take the weights of an epoch, counted from 0, of so many."""
+        for term in self.named.values():
+            term.begin(epoch, epochs, stage)
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name, unsummed."""
-        return {term.label: term(student, taught, batch) for term in self.terms}  # type: ignore[misc]  # a ModuleList forgets what it holds
+        return {label: term(student, taught, batch) for label, term in self.named.items()}
 
 
 def _with_smoothing(config: LossConfig, training: float) -> LossConfig:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from kdrun.contracts import Schema, kind_alone
+from kdrun.schedules import AnySchedule, Cosine
+from kdrun.schema import Schema, kind_alone
 
 
 class Sgd(Schema):
@@ -62,43 +62,7 @@ class AdamW(Adam):
         )
 
 
-class Constant(Schema):
-    """The learning rate stays as it is."""
-
-    kind: Literal["constant"]
-
-    def factor(self, epoch: float, epochs: int) -> float:
-        """The learning rate's factor at a (fractional) epoch."""
-        return 1.0
-
-
-class Cosine(Schema):
-    """Half a cosine from the full learning rate down to ``final`` of it, step by step."""
-
-    kind: Literal["cosine"]
-    final: float = Field(default=0.0, ge=0, le=1)
-    """the share of the learning rate that is left at the end"""
-
-    def factor(self, epoch: float, epochs: int) -> float:
-        """The learning rate's factor at a (fractional) epoch."""
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
-
-
-class Step(Schema):
-    """The learning rate is multiplied by ``gamma`` after each of the ``milestones``."""
-
-    kind: Literal["step"]
-    milestones: list[Annotated[int, Field(ge=1)]]
-    """epochs after which it falls"""
-    gamma: float = Field(default=0.1, gt=0, le=1)
-
-    def factor(self, epoch: float, epochs: int) -> float:
-        """The learning rate's factor at a (fractional) epoch."""
-        return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
-
-
 AnyOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind"), BeforeValidator(kind_alone)]
-AnySchedule = Annotated[Constant | Cosine | Step, Field(discriminator="kind"), BeforeValidator(kind_alone)]
 
 
 class Training(Schema):
@@ -111,13 +75,15 @@ class Training(Schema):
     optimizer: AnyOptimizer = AdamW(kind="adamw")
     """sgd, adam or adamw"""
     schedule: AnySchedule = Cosine(kind="cosine")
-    """constant, cosine or step"""
+    """constant, linear, cosine or step"""
     warmup: float = Field(default=0.0, ge=0)
     """epochs over which the learning rate rises from zero"""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """of every `ce` term that names none of its own"""
     mixup: float = Field(default=0.0, ge=0)
     """α of mixup's Beta distribution; 0 for none"""
+    cutmix: float = Field(default=0.0, ge=0)
+    """α of cutmix's Beta distribution; 0 for none; with both, each batch is mixed in one of the two ways"""
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the gradient"""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -136,6 +102,53 @@ class Training(Schema):
         return self.optimizer.lr * rising * self.schedule.factor(epoch, self.epochs)
 
 
+Part = Literal["adapters", "body", "classifier"]
+
+
+class Stage(Schema):
+    """A stretch of a training in which only some terms count and only some weights learn.
+
+    The last stage may say no length; it then takes all epochs that are left.
+    """
+
+    epochs: int | None = Field(default=None, ge=1)
+    """how many epochs it takes"""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """how many, as a share of all epochs; at least one"""
+    losses: list[str] | None = Field(default=None, min_length=1)
+    """the terms that count, by name; all where nothing is said"""
+    train: list[Part] = Field(default=["adapters", "body", "classifier"], min_length=1)
+    """what learns: the losses' adapters, the student's body, its classifier"""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.share is not None:
+            raise ValueError("say either 'epochs' or 'share'")
+        return self
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the adapters learn alone."""
+        return self.train == ["adapters"]
+
+    def length(self, epochs: int) -> int | None:
+        """Its epochs, of so many in all; None for those that are left."""
+        return max(1, round(self.share * epochs)) if self.share is not None else self.epochs
+
+
+EVERYTHING = Stage()
+
+
+def stage_at(stages: Sequence[Stage], epoch: int, epochs: int) -> Stage:
+    """The stage of an epoch, counted from 0, of so many; after the last one everything counts and learns."""
+    for stage in stages:
+        length = stage.length(epochs)
+        if length is None or epoch < length:
+            return stage
+        epoch -= length
+    return EVERYTHING
+
+
 def merged(base: Any, changes: Any) -> Any:
     """``base`` with the keys that ``changes`` sets; parts of another kind are replaced whole."""
     if changes is None:
@@ -147,20 +160,22 @@ def merged(base: Any, changes: Any) -> Any:
     return base.model_copy(update=update)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: ``"3.exp_avg"`` belongs to the fourth parameter."""
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Their state as named tensors: ``"0.3.exp_avg"`` belongs to the first one's fourth parameter."""
     return {
-        f"{number}.{key}": value
+        f"{place}.{number}.{key}": value
+        for place, optimizer in enumerate(optimizers)
         for number, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
         if value is not None
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """Put back what ``optimizer_tensors`` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        place, number, key = name.split(".", 2)
+        states[int(place)].setdefault(int(number), {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

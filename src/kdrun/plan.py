@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from kdrun import errors, registry
 from kdrun.config import ALONE, Config, Method, StudentConfig, TeacherConfig
 from kdrun.contracts import Draw, LossConfig, ModelConfig
-from kdrun.optimization import Training
+from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
 
 RESULT_VERSION = 1
@@ -42,6 +42,8 @@ class Run:
     data: dict[str, Any]
     metric: str
     device: str
+    stages: tuple[Stage, ...] = ()
+    momentum_gap: float | None = None
     labelled_only: bool = False
     teachers: dict[str, Run] = field(default_factory=dict)
     weights: Any = None
@@ -84,6 +86,8 @@ class Run:
             "training": self.training.model_dump(mode="json"),
             "selected_by": self.metric if self.training.selection == "best-on-validation" else None,
             "losses": [self._loss_inputs(loss) for loss in self.losses],
+            "stages": [stage.model_dump(mode="json") for stage in self.stages],
+            "momentum_gap": self.momentum_gap,
         }
 
     def _plugin_code(self) -> dict[str, str]:
@@ -112,6 +116,7 @@ class Run:
             labels="all" if self.role == "teacher" else "given",
             labelled_only=self.labelled_only,
             mixup=self.training.mixup,
+            cutmix=self.training.cutmix,
             purpose=self.role,
         )
 
@@ -224,9 +229,11 @@ def _run(
         role=role,
         name=name,
         model=model.model,
-        training=config.training_of(model),
+        training=config.training_of(model).model_copy(update=mix.training),
         losses=mix.losses,
         loss_paths=mix.paths,
+        stages=mix.stages,
+        momentum_gap=mix.momentum_gap,
         path=(f"{role}s", name),
         view=model.view,
         metric=config.experiment.dataset.metric,
@@ -242,7 +249,7 @@ def _towards(method: Method, sources: list[str]) -> Method:
         loss.model_copy(update={"teacher": target}) if registry.LOSSES[loss.kind].needs_teacher else loss
         for loss in method.losses
     )
-    return Method(method.name, losses, method.paths)
+    return replace(method, losses=losses)
 
 
 def _student_run(

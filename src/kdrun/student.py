@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.contracts import Batch, Outputs
-from kdrun.models import Frozen, Network
+from kdrun.contracts import Batch, Model, Outputs
+from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
-from kdrun.optimization import Training, load_optimizer_tensors, optimizer_tensors
+from kdrun.optimization import (
+    Part,
+    Sgd,
+    Stage,
+    Training,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    stage_at,
+)
 from kdrun.randomness import derive, seed_device
 from kdrun.store import Checkpoint
 
@@ -36,9 +44,25 @@ class Failure:
         return f"{self.term} is not finite in epoch {self.epoch + 1}, step {self.step + 1} of it"
 
 
+Gradients = list[Tensor | None]
+"""Of each parameter, None where it got none."""
+
+
 def _copied(function: Any) -> FunctionType:
     """The function with a code object of its own: torch compiles one code object a few times only, then never."""
     return FunctionType(function.__code__.replace(), function.__globals__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugs:
+    """What a method changes of how a student learns, beside its terms.
+
+    ``stages`` in their order; ``momentum_gap`` is what the momentum of the teachers' terms is larger, and that of the
+    others smaller, than the optimizer's.
+    """
+
+    stages: Sequence[Stage] = ()
+    momentum_gap: float | None = None
 
 
 class Student:
@@ -57,13 +81,16 @@ class Student:
         seed: int,
         steps: int,
         bf16: bool,
+        plugs: Plugs = Plugs(),  # frozen
     ) -> None:
         self.title, self.network, self.objective, self.training = title, network, objective, training
         self.model, self.seed, self.steps_per_epoch, self.bf16 = network.model, seed, steps, bf16
-        self.parameters = [p for p in (*self.model.parameters(), *objective.parameters()) if p.requires_grad]
+        self.plugs, self.exportable = plugs, _exportable(network.model, objective)
+        self.parts = _parts(network.model, objective)
+        self.parameters = [p for parameters in self.parts.values() for p in parameters]
         self.device = self.parameters[0].device
-        self.optimizer = training.optimizer.build(self.parameters)
-        self.average = copy.deepcopy(self.model.state_dict()) if training.ema else None
+        self.updates = _updates(training, self.parameters, plugs.momentum_gap)
+        self.average = copy.deepcopy(self.exportable.state_dict()) if training.ema else None
         self.best: dict[str, Tensor] | None = None
         self.best_score = float("-inf")
         self.position = self.epochs_closed = 0
@@ -72,6 +99,7 @@ class Student:
         self.metrics: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(objective.weights, 0.0)
         self._unread: list[Tensor] = []
+        self._epoch, self._learns = -1, True
         self._not_finite = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
         self._run = (
@@ -81,21 +109,16 @@ class Student:
     def step(self, batch: Batch, taught: Mapping[str, Outputs]) -> None:
         """Learn from one batch and from what the teachers say of it."""
         began = time.perf_counter()
+        self._begin_epoch()
         seed_device(derive(self.seed, "step", self.position), self.device)
-        rate = self.training.learning_rate(self.position, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
+        self.model.train(self._learns)
         self.objective.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             terms = self._run(batch, taught)
-        values = torch.stack([term.float() for term in terms.values()])
-        values.sum().backward()
-        self._guard(values)
-        if self.training.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.training.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        values = {name: term.float() for name, term in terms.items()}
+        gradients = self._gradients(values)
+        self._guard(torch.stack(list(values.values())), gradients)
+        self._update(gradients)
         if self.average is not None:
             self._update_average()
         self.position += 1
@@ -105,24 +128,69 @@ class Student:
         terms: dict[str, Tensor] = self.objective(self.network(batch), taught, batch)
         return terms
 
-    def _guard(self, values: Tensor) -> None:
+    def _begin_epoch(self) -> None:
+        """Take up the weights of the terms and what learns in this epoch, at its first step and after a resume."""
+        epoch = self.position // self.steps_per_epoch
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        stage = stage_at(self.plugs.stages, epoch, self.training.epochs)
+        self.objective.begin(epoch, self.training.epochs, stage)
+        for part, parameters in self.parts.items():
+            for parameter in parameters:
+                parameter.requires_grad_(part in stage.train)
+        self._learns = "body" in stage.train or "classifier" in stage.train
+
+    def _gradients(self, values: Mapping[str, Tensor]) -> list[Gradients]:
+        """The gradients of all terms together, or where momenta are apart of the teachers' terms and of the others."""
+        if self.plugs.momentum_gap is None:
+            sums = [list(values.values())]
+        else:
+            taught = self.objective.of_teachers
+            sums = [[v for name, v in values.items() if (name in taught) == of] for of in (False, True)]
+        totals = [torch.stack(terms).sum() if terms else None for terms in sums]
+        found = []
+        for number, total in enumerate(totals, start=1):
+            if total is not None and total.requires_grad:
+                total.backward(retain_graph=number < len(totals))
+            found.append([p.grad for p in self.parameters])
+            for parameter in self.parameters:
+                parameter.grad = None
+        return found
+
+    def _guard(self, values: Tensor, gradients: list[Gradients]) -> None:
         """Freeze on the first value that is not finite, without waiting for the device.
 
         The optimizers skip a step where ``found_inf`` is set, as they do under a gradient scaler.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients:
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._not_finite, self._one)
+        given = [gradient for part in gradients for gradient in part if gradient is not None]
+        if given:
+            torch._amp_foreach_non_finite_check_and_unscale_(given, self._not_finite, self._one)
         self._not_finite.logical_or_(~values.detach().isfinite().all())
-        # torch's own gradient scaler hands these over in the same way, undeclared.
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]
         self._unread.append(torch.cat([values.detach(), self._not_finite.view(1)]))
+
+    def _update(self, gradients: list[Gradients]) -> None:
+        """A step of every optimizer that has gradients."""
+        rate = self.training.learning_rate(self.position, self.steps_per_epoch)
+        if self.plugs.momentum_gap is not None:
+            gradients = _apart(*gradients)
+        if self.training.clip is not None:
+            _clip(gradients, self.training.clip)
+        for optimizer, part in zip(self.updates, gradients, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # torch's own gradient scaler hands these over in the same way, undeclared.
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]
+            for parameter, gradient in zip(self.parameters, part, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def _update_average(self) -> None:
         assert self.average is not None and self.training.ema is not None
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
+            for name, value in self.exportable.state_dict().items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - self.training.ema)
                 else:
@@ -170,15 +238,15 @@ class Student:
             self.best, self.best_score = copy.deepcopy(self._current()), validation[metric]
 
     def _current(self) -> dict[str, Tensor]:
-        return self.average if self.average is not None else self.model.state_dict()
+        return self.average if self.average is not None else self.exportable.state_dict()
 
     def exported(self) -> Frozen:
-        """A network with the weights that count now: the average's if there is one, never an adapter."""
-        return self.network.with_state(self._current())
+        """A network with the weights that count now: the average's if there is one; no adapter but what predicts."""
+        return self.network.copied(self.exportable, self._current())
 
     def selected(self) -> Frozen:
         """A network with the weights that ``selection`` chose."""
-        return self.network.with_state(self.best if self.best is not None else self._current())
+        return self.network.copied(self.exportable, self.best if self.best is not None else self._current())
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -188,7 +256,7 @@ class Student:
         parts = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
+            "optimizer": optimizer_tensors(self.updates),
             "average": self.average or {},
             "best": self.best or {},
         }
@@ -215,10 +283,63 @@ class Student:
             parts.setdefault(part, {})[name] = torch.from_numpy(array.copy()).to(self.device)
         self.model.load_state_dict(parts["model"])
         self.objective.load_state_dict(parts.get("objective", {}))
-        load_optimizer_tensors(self.optimizer, parts.get("optimizer", {}))
+        load_optimizer_tensors(self.updates, parts.get("optimizer", {}))
         self.average = parts.get("average")
         self.best = parts.get("best")
         state = checkpoint.state
         self.best_score = float("-inf") if state["best_score"] is None else state["best_score"]
         self.position, self.epochs_closed = checkpoint.step, state["epochs_closed"]
         self.seconds, self.metrics, self._sums = state["seconds"], state["metrics"], state["sums"]
+
+
+def _exportable(model: Model, objective: Objective) -> Model:
+    """The model that is scored and stored: the student's own, or one whose logits come from a loss's parts."""
+    if objective.predictor is None:
+        return model
+    return Deployed(model, *objective.predictor)
+
+
+def _parts(model: Model, objective: Objective) -> dict[Part, list[Tensor]]:
+    """All that can learn, by what a stage calls it."""
+    head = {id(p) for p in model.get_submodule(model.head).parameters()}
+    own = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "body": [p for p in own if id(p) not in head],
+        "classifier": [p for p in own if id(p) in head],
+        "adapters": [p for p in objective.parameters() if p.requires_grad],
+    }
+
+
+def _updates(
+    training: Training, parameters: Sequence[Tensor], momentum_gap: float | None
+) -> list[torch.optim.Optimizer]:
+    """The optimizer, or with momenta apart three: of the others' terms, of the teachers', and of one kind alone.
+
+    Two steps of SGD after each other are one with two momenta: Zhao, Cui, Song, Liang, "DOT: A
+    Distillation-Oriented Trainer", 2023. The weight decay is with the others' terms.
+    """
+    if momentum_gap is None:
+        return [training.optimizer.build(parameters)]
+    sgd = training.optimizer
+    assert isinstance(sgd, Sgd), "the config sees to it"
+    slow, fast = sgd.momentum - momentum_gap, sgd.momentum + momentum_gap
+    recipes: tuple[dict[str, float], ...] = ({"momentum": slow}, {"momentum": fast, "weight_decay": 0.0}, {})
+    return [sgd.model_copy(update=recipe).build(parameters) for recipe in recipes]
+
+
+def _apart(others: Gradients, taught: Gradients) -> list[Gradients]:
+    """The gradients for ``_updates``: where a parameter has both kinds, and where it has only one."""
+    both = [a is not None and b is not None for a, b in zip(others, taught, strict=True)]
+    return [
+        [a if two else None for a, two in zip(others, both, strict=True)],
+        [b if two else None for b, two in zip(taught, both, strict=True)],
+        [None if two else (b if a is None else a) for a, b, two in zip(others, taught, both, strict=True)],
+    ]
+
+
+def _clip(gradients: list[Gradients], most: float) -> None:
+    """Scale all gradients, in place, so that the norm of them together is at most ``most``."""
+    given = [gradient for part in gradients for gradient in part if gradient is not None]
+    if given:
+        norm = torch.nn.utils.get_total_norm(given)
+        torch._foreach_mul_(given, (most / (norm + 1e-6)).clamp(max=1.0))

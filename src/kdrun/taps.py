@@ -11,19 +11,25 @@ from torch import Tensor, nn
 
 from kdrun.errors import Mismatch, did_you_mean
 
+CLASS_MAPS = "class_maps"
+"""A layer that is none of the model's: its classifier, without the bias, at every place of its last stage."""
+
 
 @dataclass(frozen=True)
 class LayerTable:
     """A model's tappable layers, from one dry run.
 
-    ``shapes`` are the outputs' without the batch, in the order in which the layers ran; ``stages`` and
-    ``pooled`` are the names that the model gives for its stages and its embedding.
+    ``shapes`` are the outputs' without the batch, in the order in which the layers ran; ``stages``, ``pooled``,
+    ``preactivations`` and ``norms`` are the names that the model gives for its stages, its embedding, and for each
+    stage what its last ReLU gets and the BatchNorm before that.
     """
 
     owner: str
     shapes: dict[str, tuple[int, ...]]
     stages: tuple[str, ...]
     pooled: str
+    preactivations: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
 
     def resolve(self, layer: str, key: str) -> str:
         """The full name of a layer that a config names: its own, ``pooled`` or ``stage1``, ``stage2``, ….
@@ -62,8 +68,14 @@ def describe(model: nn.Module, x: Tensor, owner: str) -> LayerTable:
     finally:
         for handle in handles:
             handle.remove()
-    stages = tuple(getattr(model, "stages", ()))
-    return LayerTable(owner, shapes, stages, getattr(model, "pooled", ""))
+    return LayerTable(
+        owner,
+        shapes,
+        tuple(getattr(model, "stages", ())),
+        getattr(model, "pooled", ""),
+        tuple(getattr(model, "preactivations", ())),
+        tuple(getattr(model, "norms", ())),
+    )
 
 
 class Recorder:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from torch import Tensor
 
-from kdrun.contracts import DatasetConfig, Schema, kind_alone
+from kdrun.contracts import DatasetConfig
+from kdrun.schema import Schema, kind_alone
 
 
 def uniform(low: float, high: float, like: Tensor, draw: torch.Generator) -> Tensor:
@@ -122,6 +123,8 @@ class PictureConfig(DatasetConfig):
 
     augmentation: Augmentation = "none"
     """none, flip, crop (zero padding), standard (crop, flip), strong (and jitter, cutout), or a list of parts"""
+    strong_view: Augmentation | None = None
+    """a second view of each picture, called `strong`, with an augmentation of its own: some losses compare two"""
 
 
 def parts(augmentation: Augmentation) -> list[Part]:

@@ -20,8 +20,8 @@ from kdrun.data import augmentation, sampling
 from kdrun.errors import DataError
 from kdrun.randomness import derive, generator
 
-VIEW = "input"
-"""The name of the one view that these sets offer."""
+VIEW, STRONG = "input", "strong"
+"""The names of the view that these sets offer, and of the further one where it is asked for."""
 TEST_SHARE = 0.3
 """Share of a set without a test split that is drawn as one."""
 WORKERS = min(8, os.cpu_count() or 1)
@@ -169,8 +169,11 @@ class SampleSet(Dataset):
         """
         self.spec = spec
         self._shape = spec.shapes[VIEW]
-        self._augmentation = augmentation.parts(getattr(self.config, "augmentation", "none"))
-        if self._augmentation and not self.pictures:
+        self._augmentations = {VIEW: augmentation.parts(getattr(self.config, "augmentation", "none"))}
+        if (strong := getattr(self.config, "strong_view", None)) is not None:
+            self._augmentations[STRONG] = augmentation.parts(strong)
+            self.spec = replace(spec, shapes={VIEW: self._shape, STRONG: self._shape})
+        if not self.pictures and (len(self._augmentations) > 1 or self._augmentations[VIEW]):
             raise DataError(
                 f"dataset.augmentation: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, "
                 "and augmentation is for pictures; write `augmentation: none`"
@@ -296,9 +299,11 @@ class SampleSet(Dataset):
             order = sampling.epoch_order(len(train.rows), draw, epoch, first)
         labels = train.labels if draw.labels == "all" else train.given
         for step, (index, samples) in enumerate(train.gather(order), start=first):
-            x = self._inputs(samples, generator(draw.seed, draw.purpose, "augment", epoch, step))
-            x, mix = _mixed(x, draw.mixup, derive(draw.seed, draw.purpose, "mixup", epoch, step))
-            yield Batch({VIEW: x}, labels[index], index, mix)
+            views, mix = {}, None
+            for view, purpose in zip(self._augmentations, ("augment", "augment strongly"), strict=False):
+                x = self._inputs(samples, view, generator(draw.seed, draw.purpose, purpose, epoch, step))
+                views[view], mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
+            yield Batch(views, labels[index], index, mix)
 
     def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
@@ -306,7 +311,8 @@ class SampleSet(Dataset):
         if not len(part.rows):
             return
         for index, samples in part.gather(torch.arange(len(part.rows)).split(batch_size)):
-            yield Batch({VIEW: self._inputs(samples)}, part.labels[index], index)
+            x = self._inputs(samples)
+            yield Batch(dict.fromkeys(self._augmentations, x), part.labels[index], index)
 
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
         """The labels of a split (N,) int64; with ``given``, as the students see them.
@@ -320,14 +326,14 @@ class SampleSet(Dataset):
         """SHA-256 of the test inputs as they were read, and of their labels."""
         return self._test_hash
 
-    def _inputs(self, samples: Tensor, draw: torch.Generator | None = None) -> Tensor:
+    def _inputs(self, samples: Tensor, view: str = VIEW, draw: torch.Generator | None = None) -> Tensor:
         """Stored samples as a network sees them, augmented where there is a ``draw``."""
         if not self.pictures:
             return samples
         mean, std = self._normaliser
         x = unit(samples)
         if draw is not None:
-            for part in self._augmentation:
+            for part in self._augmentations[view]:
                 x = part.apply(x, mean, draw)
         return (x - mean).div_(std)
 
@@ -337,16 +343,34 @@ def unit(pictures: Tensor) -> Tensor:
     return pictures.float().div_(255) if pictures.dtype == torch.uint8 else pictures
 
 
-def _mixed(x: Tensor, alpha: float, seed: int) -> tuple[Tensor, Mix | None]:
-    """Each sample mixed with a partner in the batch, by shares from Beta(α, α); α = 0 leaves all as it is.
-
-    Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018; with a share for each
-    sample where they draw one for the batch.
-    """
-    if not alpha:
+def _mixed(x: Tensor, draw: Draw, seed: int) -> tuple[Tensor, Mix | None]:
+    """Each sample mixed with a partner in the batch, by mixup or cutmix; without an α all stays as it is."""
+    if not draw.mixup and not draw.cutmix:
         return x, None
-    draw = np.random.default_rng(seed)
-    partner = torch.from_numpy(draw.permutation(len(x))).to(x.device)
-    share = torch.from_numpy(draw.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
-    own = share.view(-1, *[1] * (x.ndim - 1))
-    return own * x + (1 - own) * x[partner], Mix(partner, share)
+    numbers = np.random.default_rng(seed)
+    partner = torch.from_numpy(numbers.permutation(len(x))).to(x.device)
+    cuts = bool(draw.cutmix) and (not draw.mixup or numbers.random() < 0.5)
+    alpha = draw.cutmix if cuts else draw.mixup
+    share = torch.from_numpy(numbers.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
+    if cuts:
+        own = _outside_a_box(x, share, numbers)
+        share = own.float().mean(dim=(1, 2, 3))
+        return torch.where(own, x, x[partner]), Mix(partner, share)
+    part = share.view(-1, *[1] * (x.ndim - 1))
+    return part * x + (1 - part) * x[partner], Mix(partner, share)
+
+
+def _outside_a_box(pictures: Tensor, share: Tensor, numbers: np.random.Generator) -> Tensor:
+    """Which places stay a picture's own, (B, 1, H, W), when a box of the rest's area and form is cut out.
+
+    Its centre is anywhere in the picture, and what reaches over the border is lost: Yun et al., "CutMix:
+    Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019, with a box for each picture
+    where they draw one for the batch.
+    """
+    inside = []
+    for length in pictures.shape[2:]:
+        half = (length * (1 - share).sqrt()).int() // 2
+        centre = torch.from_numpy(numbers.integers(length, size=len(share))).to(share.device)
+        places = torch.arange(length, device=share.device)
+        inside.append((places >= (centre - half)[:, None]) & (places < (centre + half)[:, None]))
+    return ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])

@@ -1,17 +1,99 @@
 """The losses, by family; importing this package registers them."""
 
-from kdrun.losses.features import AttentionTransfer, Hint
-from kdrun.losses.labels import CrossEntropy
-from kdrun.losses.logits import HardTargets, LogitMSE, SoftTargets
-from kdrun.losses.relations import RelationalKD, SimilarityPreserving
+from kdrun.losses.across import KnowledgeReview, SemanticCalibration
+from kdrun.losses.activations import ActivationBoundaries, FactorTransfer, Overhaul
+from kdrun.losses.embeddings import (
+    ClassAttention,
+    NormAndDirection,
+    PrimeAware,
+    SimKD,
+    SimpleRecipe,
+    SoftmaxRegression,
+)
+from kdrun.losses.features import (
+    AttentionTransfer,
+    ChannelWise,
+    Hint,
+    InterChannel,
+    MaskedGeneration,
+    NeuronSelectivity,
+    PearsonCorrelation,
+    SolutionFlow,
+    VariationalInformation,
+)
+from kdrun.losses.labels import CrossEntropy, VirtualTeacher
+from kdrun.losses.logits import (
+    BinaryKD,
+    CorrelationKD,
+    CurriculumTemperature,
+    DecoupledKD,
+    HardTargets,
+    LogitMSE,
+    MultiLevelKD,
+    NormalizedKD,
+    RefinedLogits,
+    SoftTargets,
+    TransformedTeacher,
+    WeightedSoftLabels,
+)
+from kdrun.losses.relations import (
+    ContrastiveKD,
+    CorrelationCongruence,
+    InformationTheoretic,
+    ProbabilisticTransfer,
+    RelationalKD,
+    RelationGraph,
+    SimilarityPreserving,
+)
+from kdrun.losses.several import AdaptiveEnsemble, ConfidenceAware, ConfidenceAwareFeatures, EntropyWeighted
+from kdrun.losses.wasserstein import WassersteinFeatures, WassersteinLogits
 
 __all__ = [
+    "ActivationBoundaries",
+    "AdaptiveEnsemble",
     "AttentionTransfer",
+    "BinaryKD",
+    "ChannelWise",
+    "ClassAttention",
+    "ConfidenceAware",
+    "ConfidenceAwareFeatures",
+    "ContrastiveKD",
+    "CorrelationCongruence",
+    "CorrelationKD",
     "CrossEntropy",
+    "CurriculumTemperature",
+    "DecoupledKD",
+    "EntropyWeighted",
+    "FactorTransfer",
     "HardTargets",
     "Hint",
+    "InformationTheoretic",
+    "InterChannel",
+    "KnowledgeReview",
     "LogitMSE",
+    "MaskedGeneration",
+    "MultiLevelKD",
+    "NeuronSelectivity",
+    "NormAndDirection",
+    "NormalizedKD",
+    "Overhaul",
+    "PearsonCorrelation",
+    "PrimeAware",
+    "ProbabilisticTransfer",
+    "RefinedLogits",
+    "RelationGraph",
     "RelationalKD",
+    "SemanticCalibration",
+    "SimKD",
     "SimilarityPreserving",
+    "SimpleRecipe",
     "SoftTargets",
+    "SoftmaxRegression",
+    "SolutionFlow",
+    "TransformedTeacher",
+    "VariationalInformation",
+    "VirtualTeacher",
+    "WassersteinFeatures",
+    "WassersteinLogits",
+    "WeightedSoftLabels",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.losses.numerics import full, unit
+
 Shape = tuple[int, ...]
 
 
@@ -28,6 +30,40 @@ class MapRegressor(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+def pointwise(student: Shape, teacher: Shape, norm: bool = True, bias: bool = False) -> nn.Sequential:
+    """A layer from the student's width to the teacher's, at each place by itself, normalised where asked for.
+
+    Maps (D, H, W) get a 1×1 convolution, vectors (D,) a linear layer.
+    """
+    maps = len(student) == 3
+    layer = (
+        nn.Conv2d(student[0], teacher[0], 1, bias=bias) if maps else nn.Linear(student[0], teacher[0], bias)
+    )
+    normalised = nn.BatchNorm2d(teacher[0]) if maps else nn.BatchNorm1d(teacher[0])
+    return nn.Sequential(layer, *([normalised] if norm else []))
+
+
+def bottleneck(student: int, middle: int, teacher: int, last_norm: bool) -> nn.Sequential:
+    """1×1, 3×3 and 1×1 convolutions of maps, with BatchNorm and ReLU between them, and at the end if asked for."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, size in ((student, middle, 1), (middle, middle, 3), (middle, teacher, 1)):
+        layers += [nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)]
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*(layers if last_norm else layers[:-2]))
+
+
+class Embedding(nn.Module):
+    """A linear layer from vectors (B, D) to unit vectors (B, E)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The embedded vectors, each of length 1."""
+        return unit(full(self.linear(x)))
+
+
 def regressor(student: Shape, teacher: Shape) -> nn.Module:
     """A learned map from student to teacher features, of shapes without the batch and of one form.
 
@@ -39,10 +75,16 @@ def regressor(student: Shape, teacher: Shape) -> nn.Module:
 def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, ·, H, W), each averaged down to the smaller height and width of the two."""
     height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return _pool(student, height, width), _pool(teacher, height, width)
+    return pool(student, height, width), pool(teacher, height, width)
 
 
-def _pool(x: Tensor, height: int, width: int) -> Tensor:
+def global_pool() -> nn.Sequential:
+    """Maps (B, D, H, W) → their means (B, D)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def pool(x: Tensor, height: int, width: int) -> Tensor:
+    """Maps (B, D, ·, ·) averaged to (B, D, height, width), by cells that may overlap where they do not divide."""
     if x.shape[2:] == (height, width):
         return x
     if x.shape[2] % height == 0 and x.shape[3] % width == 0:

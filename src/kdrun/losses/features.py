@@ -1,8 +1,10 @@
-"""Losses on features, layer by layer."""
+"""Losses on features, one pair of layers at a time."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from itertools import pairwise
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +13,12 @@ from torch import Tensor, nn
 
 from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published, Taps
 from kdrun.errors import Mismatch
-from kdrun.losses.adapters import Shape, regressor, to_smaller
-from kdrun.losses.matching import Pair, stage_pairs, with_layers
+from kdrun.losses.adapters import Shape, pointwise, regressor, to_smaller
+from kdrun.losses.base import LayerConfig, LayerLoss, StagesConfig, StagesLoss
+from kdrun.losses.logits import CRD
+from kdrun.losses.matching import FORMS, Pair, stage_pairs, with_layers
 from kdrun.losses.numerics import fixed, full, unit
 from kdrun.taps import LayerTable
-
-FORMS = {1: "vectors (D)", 2: "token sequences (T, D)", 3: "maps (D, H, W)"}
 
 
 class Hint(Loss):
@@ -51,11 +53,25 @@ class Hint(Loss):
 
     config: Config
     on_logits = False
-    published = Published(
-        losses=[{"kind": "ce", "weight": 1}, {"kind": "hint", "weight": 100}],
-        source="Romero et al., FitNets: Hints for Thin Deep Nets, 2015; weights for CIFAR-100: Tian, "
-        "Krishnan, Isola, Contrastive Representation Distillation, 2020",
-    )
+    published = {
+        "hint": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "hint", "weight": 100}],
+            source=f"Romero et al., FitNets: Hints for Thin Deep Nets, 2015; weights for CIFAR-100: {CRD}",
+        ),
+        "fitnet": Published(
+            losses=[
+                {"kind": "ce", "weight": 0.5},
+                {"kind": "kd", "weight": 0.5},
+                {"kind": "hint", "weight": 1},
+            ],
+            stages=[
+                {"share": 0.2, "losses": ["hint"], "train": ["adapters", "body"]},
+                {"losses": ["ce", "kd"]},
+            ],
+            source="Romero et al., FitNets: Hints for Thin Deep Nets, 2015, in the paper's two stages: the body up "
+            "to the hint first, then kd",
+        ),
+    }
     pair: Pair
     regressor: nn.Module
 
@@ -118,7 +134,7 @@ class Hint(Loss):
             )
 
 
-class AttentionTransfer(Loss):
+class AttentionTransfer(StagesLoss):
     """Attention transfer: over pairs of maps, the distance of a(f) = unit(flatten(mean_c f^p)).
 
     mode code: Σ_layers mean over B·H·W of (a_s − a_t)²; mode paper: Σ_layers mean_b ‖a_s − a_t‖₂ (Eq. 2).
@@ -126,10 +142,11 @@ class AttentionTransfer(Loss):
 
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", 2017.
     Trap: published weights belong to the code's form, which is about ten times smaller than the paper's; for
-    odd p the sign of f counts. A sample whose map is all zero keeps a zero attention and gets no gradient.
+    odd p the sign of f counts. A sample whose map is all zero keeps a zero attention and gets no gradient; maps of
+    one pixel have no attention and are left out.
     """
 
-    class Config(LossConfig):
+    class Config(StagesConfig):
         """Options of ``at``."""
 
         kind: Literal["at"]
@@ -137,42 +154,20 @@ class AttentionTransfer(Loss):
         """power of the activations"""
         mode: Literal["code", "paper"] = "code"
         """code: mean of squares, which published weights are made for; paper: the L2 norm of each sample"""
-        layers: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = Field(
-            default=None, min_length=1
-        )
-        """pairs [student's layer, teacher's layer]; all pairs of stages where nothing is said"""
 
     config: Config
-    on_logits = False
-    published = Published(
-        losses=[{"kind": "ce", "weight": 1}, {"kind": "at", "weight": 1000}],
-        source="Zagoruyko, Komodakis, Paying More Attention to Attention, 2017; weights for CIFAR-100: Tian, "
-        "Krishnan, Isola, Contrastive Representation Distillation, 2020",
-    )
-    pairs: list[Pair]
+    compares_places = True
+    published = {
+        "at": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "at", "weight": 1000}],
+            source="Zagoruyko, Komodakis, Paying More Attention to Attention, 2017; weights for CIFAR-100: "
+            f"{CRD}",
+        )
+    }
 
-    def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
-        """All pairs; raises ``Mismatch`` where one is no map."""
-        teacher = with_layers(teacher, "at")
-        if self.config.layers is None:
-            self.pairs = stage_pairs(student, teacher)
-        else:
-            self.pairs = [
-                (student.resolve(s, "layers"), teacher.resolve(t, "layers")) for s, t in self.config.layers
-            ]
-        ours, theirs = zip(*self.pairs, strict=True)
-        _require_maps(student, ours)
-        _require_maps(teacher, theirs)
-        return Taps(ours, theirs)
-
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """The sum over pairs, ≥ 0."""
-        assert teacher is not None
-        terms = [self._distance(student.features[s], teacher.features[t]) for s, t in self.pairs]
-        return torch.stack(terms).sum()
-
-    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        ours, theirs = (self._attention(f) for f in to_smaller(full(student), fixed(teacher)))
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of one pair, ≥ 0."""
+        ours, theirs = (self._attention(f) for f in (student, teacher))
         if self.config.mode == "code":
             return F.mse_loss(ours, theirs)
         return torch.linalg.vector_norm(ours - theirs, dim=1).mean()
@@ -181,12 +176,344 @@ class AttentionTransfer(Loss):
         return unit(features.pow(self.config.p).mean(dim=1).flatten(1))
 
 
-def _require_maps(table: LayerTable, layers: tuple[str, ...]) -> None:
-    """Raise ``Mismatch`` at the first layer that gives no maps."""
-    for layer in layers:
-        if len(shape := table.shapes[layer]) != 3:
+class SolutionFlow(StagesLoss):
+    """Flow of the solution procedure: Σ_i mean over B·C·C of (G_s − G_t)², G_i = f_{i+1} f_iᵀ / (H·W).
+
+    Taps maps (B, D, H, W), at least two of each network, all pairs of stages by default; G is taken between
+    neighbours, the larger map of the two averaged down to the smaller. Widths of student and teacher must agree.
+
+    Source: Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation", 2017.
+    Trap: the paper pools by maximum and sums over C·C; the weights are made for this form, with averages. The
+    reference code compares the stem, too: name it in `layers`. It trains the body in a first stage of its own.
+    """
+
+    class Config(StagesConfig):
+        """Options of ``fsp``."""
+
+        kind: Literal["fsp"]
+
+    config: Config
+    same_width = True
+    pools = False
+    published = {
+        "fsp": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "fsp", "weight": 50}],
+            stages=[{"share": 0.125, "losses": ["fsp"], "train": ["body"]}, {"losses": ["ce"]}],
+            source="Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation, 2017; a first stage of 30 of 240 "
+            f"epochs and weights for CIFAR-100: {CRD}",
+        )
+    }
+
+    def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
+        """All pairs; raises ``Mismatch`` where there is but one, or widths differ."""
+        taps = super().taps(student, teacher)
+        if len(self.pairs) < 2:
             raise Mismatch(
-                f"'at' compares maps (D, H, W), and layer '{layer}' of {table.owner} gives {shape}",
-                "use hint, rkd or sp, which compare vectors too, or name layers that give maps",
+                f"'fsp' compares the flow between layers, and {student.owner} and its teacher have one pair",
+                "name two or more pairs as 'layers'",
                 "layers",
             )
+        return taps
+
+    def total(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum over neighbours, ≥ 0."""
+        ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+        flows = zip(self._flows(ours), self._flows(theirs), strict=True)
+        return torch.stack([F.mse_loss(s, t) for s, t in flows]).sum()
+
+    def _flows(self, maps: list[Tensor]) -> list[Tensor]:
+        """(B, C_{i+1}, C_i) between each map and the next."""
+        flows = []
+        for low, high in pairwise(maps):
+            low, high = (f.flatten(2) for f in to_smaller(low, high))
+            flows.append(high @ low.mT / low.shape[2])
+        return flows
+
+
+class NeuronSelectivity(StagesLoss):
+    """Neuron selectivity: Σ_layers squared maximum mean discrepancy of the channels, with the kernel (x·y)².
+
+    Each channel of a map (B, D, H, W) is flattened to a unit vector over H·W; the discrepancy is mean k(t, t) +
+    mean k(s, s) − 2 mean k(s, t) over samples and pairs of channels. All pairs of stages by default, of any
+    widths; the larger map is pooled to the smaller.
+
+    Source: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
+    Trap: the authors' code leaves the constant k(t, t) out: another value, the same gradient. A dead channel
+    stays zero; maps of one pixel have no selectivity and are left out.
+    """
+
+    class Config(StagesConfig):
+        """Options of ``nst``."""
+
+        kind: Literal["nst"]
+
+    config: Config
+    compares_places = True
+    published = {
+        "nst": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "nst", "weight": 50}],
+            source="Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017; "
+            f"weights for CIFAR-100: {CRD}",
+        )
+    }
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of one pair, ≥ 0."""
+        ours, theirs = unit(student.flatten(2)), unit(teacher.flatten(2))
+        return self._kernel(theirs, theirs) + self._kernel(ours, ours) - 2 * self._kernel(ours, theirs)
+
+    def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.mT).square().mean()
+
+
+class VariationalInformation(StagesLoss):
+    """Variational information distillation: Σ_layers mean of ½((μ(f_s) − f_t)²/σ² + log σ²).
+
+    Taps maps (B, D, H, W), all pairs of stages by default; the larger is pooled to the smaller. μ is three 1×1
+    convolutions with ReLUs between them, σ²_c = softplus(a_c) + 1e-5 one variance a channel of the teacher,
+    starting at `variance`; both are trained.
+
+    Source: Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", 2019.
+    Trap: the loss may be negative. A well-known port never trains the variance.
+    """
+
+    class Config(StagesConfig):
+        """Options of ``vid``."""
+
+        kind: Literal["vid"]
+        variance: float = Field(default=5.0, gt=1e-4)
+        """the variances at the start"""
+
+    config: Config
+    published = {
+        "vid": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "vid", "weight": 1}],
+            source="Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge Transfer, "
+            f"2019; weights for CIFAR-100: {CRD}",
+        )
+    }
+
+    def adapter(self, student: Shape, teacher: Shape) -> nn.Module:
+        """The regressor and the variances of one pair."""
+        return _Gaussian(student[0], teacher[0], self.config.variance)
+
+    def total(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum over pairs; it may be negative."""
+        terms = []
+        for (mean, teacher), adapter in zip(pairs, self.adapters, strict=True):
+            assert isinstance(adapter, _Gaussian)
+            variance = adapter.variance()
+            terms.append((((mean - teacher).square() / variance + variance.log()) / 2).mean())
+        return torch.stack(terms).sum()
+
+
+class _Gaussian(nn.Module):
+    """A Gaussian of the teacher's map given the student's: its mean, and a variance for each channel."""
+
+    LEAST = 1e-5
+
+    def __init__(self, student: int, teacher: int, variance: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(student, teacher, 1, bias=False)]
+        for _ in range(2):
+            layers += [nn.ReLU(), nn.Conv2d(teacher, teacher, 1, bias=False)]
+        self.regressor = nn.Sequential(*layers)
+        self.log_scale = nn.Parameter(torch.full((teacher,), _softplus_inverse(variance - self.LEAST)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean (B, C_t, H, W)."""
+        mean: Tensor = self.regressor(x)
+        return mean
+
+    def variance(self) -> Tensor:
+        """(C_t, 1, 1)."""
+        return (F.softplus(self.log_scale) + self.LEAST).view(-1, 1, 1)
+
+
+def _softplus_inverse(x: float) -> float:
+    """y with log(1 + exp y) = x, of any x > 0."""
+    return x + math.log(-math.expm1(-x))
+
+
+class ChannelWise(LayerLoss):
+    """Channel-wise distillation: T² · mean over B·C of KL(softmax_hw(f_t/T) ‖ softmax_hw(f_s/T)).
+
+    Taps one map (B, D, H, W) of each, the last stage by default, or the logits of a dense prediction; the larger
+    is pooled to the smaller. Where the widths differ, the student's goes through ReLU(BN(1×1 convolution)).
+
+    Source: Shu, Liu, Gao, Yan, Shen, "Channel-wise Knowledge Distillation for Dense Prediction", 2021.
+    Trap: made for segmentation; no published weight is for a classification. A map of one pixel has no
+    distribution over places and is refused.
+    """
+
+    class Config(LayerConfig):
+        """Options of ``cwd``."""
+
+        kind: Literal["cwd"]
+        temperature: float = Field(default=1.0, gt=0)
+        """softens the distributions over places"""
+
+    config: Config
+    form = "maps"
+    default = "last stage"
+    pools = True
+    compares_places = True
+    published = {
+        "cwd": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "cwd", "weight": 3, "temperature": 4}],
+            source="Shu, Liu, Gao, Yan, Shen, Channel-wise Knowledge Distillation for Dense Prediction, 2021, for "
+            "the logits of a segmentation",
+        )
+    }
+
+    def build(self, context: Context) -> None:
+        """Make the adapter where the widths differ."""
+        ours, theirs = self.shapes(context)
+        if ours[0] != theirs[0]:
+            self.adapter = nn.Sequential(pointwise(ours, theirs), nn.ReLU())
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The divergence, ≥ 0."""
+        t = self.config.temperature
+        ours, theirs = (f.flatten(2) / t for f in (student, teacher))
+        p, log_q = F.softmax(theirs, dim=-1), F.log_softmax(ours, dim=-1)
+        return t**2 * F.kl_div(log_q, p, reduction="sum") / ours.shape[:2].numel()
+
+
+class PearsonCorrelation(LayerLoss):
+    """Pearson correlation of maps: ½ · mean of (n(f_s) − n(f_t))², n standardising each channel over B·H·W.
+
+    Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller, and where
+    the widths differ the student's goes through a 1×1 convolution. Standard deviations are unbiased, plus 1e-6.
+
+    Source: Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
+    Coefficient", 2022.
+    Trap: made for detection, with equal widths; no published weight is for a classification. The authors resize
+    the student's map where the sizes differ.
+    """
+
+    class Config(LayerConfig):
+        """Options of ``pkd``."""
+
+        kind: Literal["pkd"]
+
+    config: Config
+    form = "maps"
+    default = "last stage"
+    pools = True
+    published = {
+        "pkd": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "pkd", "weight": 6}],
+            source="Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation "
+            "Coefficient, 2022, for two-stage detectors",
+        )
+    }
+
+    def build(self, context: Context) -> None:
+        """Make the adapter where the widths differ."""
+        ours, theirs = self.shapes(context)
+        if ours[0] != theirs[0]:
+            self.adapter = pointwise(ours, theirs, norm=False)
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Between 0 and 2."""
+        return F.mse_loss(self._standardised(student), self._standardised(teacher)) / 2
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        """Each channel's values (C, B·H·W) with mean 0 and standard deviation 1."""
+        values = features.transpose(0, 1).flatten(1)
+        values = values - values.mean(dim=1, keepdim=True)
+        deviation = torch.linalg.vector_norm(values, dim=1, keepdim=True) / max(values.shape[1] - 1, 1) ** 0.5
+        return values / (deviation + 1e-6)
+
+
+class InterChannel(LayerLoss):
+    """Inter-channel correlation: Σ (N(f_s f_sᵀ) − N(f_t f_tᵀ))² / (C·B), over the channels of each sample.
+
+    Taps one map (B, D, H, W) of each, the last stage by default, of any sizes; the student's first goes through
+    BN(1×1 convolution) to the teacher's width C. N divides each row of the C×C products by its L2 norm.
+
+    Source: Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
+    2021.
+    Trap: the authors' ImageNet code divides by B once more, and one of their scripts has the weight 4.
+    Memory is B·C² floats for each network.
+    """
+
+    class Config(LayerConfig):
+        """Options of ``ickd``."""
+
+        kind: Literal["ickd"]
+
+    config: Config
+    form = "maps"
+    default = "last stage"
+    published = {
+        "ickd": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "ickd", "weight": 2.5}],
+            source="Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation, "
+            "2021, for CIFAR-100",
+        )
+    }
+
+    def build(self, context: Context) -> None:
+        """Make the adapter."""
+        self.adapter = pointwise(*self.shapes(context))
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The squared distance, ≥ 0."""
+        ours, theirs = (unit(f.flatten(2) @ f.flatten(2).mT) for f in (student, teacher))
+        return (ours - theirs).square().sum() / teacher.shape[:2].numel()
+
+
+class MaskedGeneration(LayerLoss):
+    """Masked generative distillation: Σ (g(m · a(f_s)) − f_t)² / B.
+
+    Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller. a is a 1×1
+    convolution where the widths differ, m a random mask of channels or places, g two 3×3 convolutions with a
+    ReLU between them.
+
+    Source: Yang et al., "Masked Generative Distillation", 2022.
+    Trap: a sum over channels and places, so the weight is tiny. What is kept is not scaled up.
+    """
+
+    class Config(LayerConfig):
+        """Options of ``mgd``."""
+
+        kind: Literal["mgd"]
+        masked: float = Field(default=0.15, ge=0, lt=1)
+        """the probability with which a channel or place is left out"""
+        mask_of: Literal["channels", "places"] = "channels"
+        """what is left out: channels, for classification, or places, for detection and segmentation"""
+
+    config: Config
+    form = "maps"
+    default = "last stage"
+    published = {
+        "mgd": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "mgd", "weight": 1.2e-3}],
+            source="Yang et al., Masked Generative Distillation, 2022; the weight for CIFAR-100 is the authors', in "
+            "the code of Yang et al., 2023",
+        )
+    }
+
+    def build(self, context: Context) -> None:
+        """Make the generator, and the adapter where the widths differ."""
+        ours, theirs = self.shapes(context)
+        if ours[0] != (wide := theirs[0]):
+            self.adapter = pointwise(ours, theirs, norm=False, bias=True)
+        self.generator = nn.Sequential(
+            nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, wide, 3, padding=1)
+        )
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The squared error, ≥ 0."""
+        ours, theirs = to_smaller(*self.layers(student, teacher))
+        aligned = full(self.adapter(ours))
+        generated = full(self.generator(aligned * self.kept(aligned)))
+        return (generated - theirs).square().sum() / len(theirs)
+
+    def kept(self, aligned: Tensor) -> Tensor:
+        """A random mask, 1 to keep and 0 to leave out, that broadcasts over the aligned map (B, C, H, W)."""
+        size, channels, height, width = aligned.shape
+        shape = (size, channels, 1, 1) if self.config.mask_of == "channels" else (size, 1, height, width)
+        return (torch.rand(shape, device=aligned.device) >= self.config.masked).to(aligned.dtype)

@@ -7,6 +7,8 @@ from kdrun.taps import LayerTable
 
 Pair = tuple[str, str]
 """A layer of the student and a layer of the teacher."""
+FORMS = {1: "vectors (D)", 2: "token sequences (T, D)", 3: "maps (D, H, W)"}
+"""What a layer gives for each sample, by its number of dimensions."""
 
 
 def with_layers(teacher: LayerTable | None, kind: str) -> LayerTable:
@@ -14,29 +16,67 @@ def with_layers(teacher: LayerTable | None, kind: str) -> LayerTable:
     if teacher is None:
         raise Mismatch(
             f"'{kind}' compares layers, and this teacher has none",
-            "use kd, hard or logit-mse, which see its logits only, or a teacher that is a network",
+            "use kd, dkd or dist, which see its logits only, or a teacher that is a network",
             "teacher",
         )
     return teacher
 
 
-def stage_pairs(student: LayerTable, teacher: LayerTable) -> list[Pair]:
-    """Stages to compare, shallow to deep.
+def stage_pairs(student: LayerTable, teacher: LayerTable, before_relu: bool = False) -> list[Pair]:
+    """Stages to compare, shallow to deep; with ``before_relu`` the layers before their last ReLUs.
 
     Stages are paired by equal spatial size, the last of each size; where no sizes meet, or the stages are no
-    maps, they are counted off from the deep end. Raises ``Mismatch`` where a model names no stages.
+    maps, they are counted off from the deep end. Raises ``Mismatch`` where a model names no such layers.
     """
-    for table in (student, teacher):
-        if not table.stages:
-            raise Mismatch(
-                f"{table.owner} does not say which of its layers are stages",
-                f"name the layers to compare; layers: {', '.join(table.shapes)}",
-            )
-    ours, theirs = _by_size(student), _by_size(teacher)
+    names = [stages_of(table, before_relu) for table in (student, teacher)]
+    ours, theirs = (_by_size(table, n) for table, n in zip((student, teacher), names, strict=True))
     if meeting := [(ours[size], theirs[size]) for size in ours if size in theirs]:
         return meeting
-    depth = min(len(student.stages), len(teacher.stages))
-    return list(zip(student.stages[-depth:], teacher.stages[-depth:], strict=True))
+    depth = min(len(n) for n in names)
+    return list(zip(names[0][-depth:], names[1][-depth:], strict=True))
+
+
+def deep_pairs(student: LayerTable, teacher: LayerTable, before_relu: bool = False) -> list[Pair]:
+    """As many stages as both have, counted off from the deep end.
+
+    With ``before_relu`` the teacher's are taken before their last ReLUs.
+    """
+    ours, theirs = stages_of(student), stages_of(teacher, before_relu)
+    depth = min(len(ours), len(theirs))
+    return list(zip(ours[-depth:], theirs[-depth:], strict=True))
+
+
+def named_pairs(
+    layers: list[list[str]],
+    student: LayerTable,
+    teacher: LayerTable,
+    before_relu: tuple[bool, bool] = (False, False),
+) -> list[Pair]:
+    """The pairs that a config names, by full names; of student or teacher each stage before its last ReLU."""
+    tables = (student, teacher)
+    return [(_named(tables[0], s, before_relu[0]), _named(tables[1], t, before_relu[1])) for s, t in layers]
+
+
+def _named(table: LayerTable, layer: str, before_relu: bool) -> str:
+    name = table.resolve(layer, "layers")
+    if before_relu and table.preactivations and name in table.stages:
+        return table.preactivations[table.stages.index(name)]
+    return name
+
+
+def stages_of(table: LayerTable, before_relu: bool = False) -> tuple[str, ...]:
+    """The model's stages, or the layers before their last ReLUs; raises ``Mismatch`` where it names none."""
+    names = table.preactivations if before_relu else table.stages
+    if not names:
+        what = (
+            "gives no names for what its stages' last ReLUs get"
+            if before_relu
+            else ("does not say which of its layers are stages")
+        )
+        raise Mismatch(
+            f"{table.owner} {what}", f"name the layers to compare; layers: {', '.join(table.shapes)}"
+        )
+    return names
 
 
 def chosen_layer(table: LayerTable, layer: str | None, default: str | None, key: str) -> str:
@@ -60,6 +100,6 @@ def last_stage(table: LayerTable) -> str | None:
     return table.stages[-1] if table.stages else None
 
 
-def _by_size(table: LayerTable) -> dict[tuple[int, ...], str]:
-    """The last stage of each spatial size (H, W)."""
-    return {table.shapes[name][1:]: name for name in table.stages if len(table.shapes[name]) == 3}
+def _by_size(table: LayerTable, names: tuple[str, ...]) -> dict[tuple[int, ...], str]:
+    """The last of these layers of each spatial size (H, W)."""
+    return {table.shapes[name][1:]: name for name in names if len(table.shapes[name]) == 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,6 +15,11 @@ def full(x: Tensor) -> Tensor:
 def fixed(x: Tensor) -> Tensor:
     """The teacher's side of a loss: ``x`` in full precision and without a gradient."""
     return full(x.detach())
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """A teacher's logits, as ``fixed``; of classes that it rules out (−∞) a number, so that nothing times it is 0."""
+    return fixed(logits).clamp_min(-1e20)
 
 
 def exact(x: Tensor) -> torch.autocast:
@@ -28,3 +34,51 @@ def unit(x: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
+
+
+def z_scores(logits: Tensor) -> Tensor:
+    """(z − mean_c z) / (1e-7 + std_c z) for each sample, with the unbiased standard deviation; (B, C).
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", 2024.
+    """
+    return (logits - logits.mean(dim=-1, keepdim=True)) / (1e-7 + logits.std(dim=-1, keepdim=True))
+
+
+def relative_entropy(teacher: Tensor, log_student: Tensor) -> Tensor:
+    """Σ_c p_t (log p_t − log p_s) of each sample (B,), of probabilities and of logarithms (B, C).
+
+    Classes that the teacher rules out (p_t = 0) count nothing.
+    """
+    return F.kl_div(log_student, teacher, reduction="none").sum(dim=-1)
+
+
+def log_relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ_c p (log p − log q) of each sample (B,), of logarithms (B, C) with gradients that stay finite on both sides."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def others(x: Tensor, classes: Tensor) -> Tensor:
+    """``x`` (B, C) without each row's class: (B, C − 1)."""
+    places = torch.arange(x.shape[1] - 1, device=x.device)
+    return x.gather(1, places + (places >= classes[:, None]))
+
+
+def own(x: Tensor, classes: Tensor) -> Tensor:
+    """``x`` (B, C) at each row's class: (B,)."""
+    return x.gather(1, classes[:, None]).squeeze(1)
+
+
+def two_bins(log_probability: Tensor, log_rest: Tensor) -> Tensor:
+    """Logarithms (B, 2) of a probability and of its complement, each (B,)."""
+    return torch.stack([log_probability, log_rest], dim=-1)
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """1 − H_i / Σ_k H_k for each teacher i and sample, (M, B), of logits (M, B, C); they sum to M − 1 over teachers.
+
+    H is the entropy of the softmax. Teachers that are all entirely sure count alike.
+    """
+    entropy = torch.special.entr(F.softmax(logits, dim=-1)).sum(dim=-1)
+    total = entropy.sum(dim=0)
+    shares = torch.where(total > 0, entropy / total.clamp_min(torch.finfo(total.dtype).tiny), 1 / len(logits))
+    return 1 - shares

@@ -2,7 +2,7 @@
 
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
-from kdrun.models.network import Frozen, Network, build, macs, parameters
+from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
 from kdrun.models.vgg import VGG
@@ -13,6 +13,7 @@ __all__ = [
     "GRU",
     "MLP",
     "VGG",
+    "Deployed",
     "Frozen",
     "MobileNetV2",
     "Network",

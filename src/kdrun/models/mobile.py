@@ -125,6 +125,9 @@ class ShuffleNetV1(Model):
         self.bn1 = nn.BatchNorm2d(24)
         self.relu = nn.ReLU()
         self.layer1, self.layer2, self.layer3 = (_grouped_stage(*stage) for stage in self.STAGES)
+        last = [f"{name}.{count - 1}" for name, (_, _, count) in zip(self.stages, self.STAGES, strict=True)]
+        self.preactivations = tuple(f"{name}.join" for name in last)
+        self.norms = tuple(f"{name}.bn3" for name in last)
         self.pool = global_pool()
         self.linear = nn.Linear(960, classes)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdrun import registry, taps
-from kdrun.contracts import Batch, Model, ModelConfig, Outputs
+from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs
 from kdrun.models.weights import read_state, start_from
 
 
@@ -31,22 +33,39 @@ def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) 
 class Network:
     """A model that sees one view of a batch; a ``Predictor``.
 
-    ``tap`` names the layers whose outputs come along as features. The mode (training or not) is the model's.
+    ``tap`` names the layers whose outputs come along as features, and further views. The mode (training or not) is
+    the model's.
     """
 
     def __init__(self, model: Model, view: str, device: torch.device) -> None:
         self.model: Model = model.to(device)
         self.view, self.device = view, device
         self._recorder = taps.Recorder(model)
+        self._views: dict[str, None] = {}
+        self._class_maps = False
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (B, C) in float32, and the tapped layers' outputs by name."""
-        logits = self.model(batch.views[self.view])
-        return Outputs(logits.float(), self._recorder.take())
+        said = self._look(batch, self.view)
+        if self._views:
+            said = replace(said, views={view: self._look(batch, view) for view in self._views})
+        return said
 
-    def tap(self, layers: Iterable[str]) -> None:
-        """Give the outputs of further layers, by full name, from now on."""
-        self._recorder.add(layers)
+    def _look(self, batch: Batch, view: str) -> Outputs:
+        logits = self.model(batch.views[view])
+        features = self._recorder.take()
+        if self._class_maps:
+            features[taps.CLASS_MAPS] = class_maps(self.model, features[self.model.stages[-1]])
+        return Outputs(logits.float(), features)
+
+    def tap(self, layers: Iterable[str], views: Iterable[str] = ()) -> None:
+        """Give the outputs of further layers, by full name, and for further views, from now on."""
+        wanted = set(layers)
+        if taps.CLASS_MAPS in wanted:
+            self._class_maps = True
+            wanted = wanted - {taps.CLASS_MAPS} | {self.model.stages[-1]}
+        self._recorder.add(wanted)
+        self._views |= dict.fromkeys(views)
 
     def dry(self, batch: Batch) -> Outputs:
         """The outputs in eval mode and without gradients; the model is left as it was."""
@@ -57,14 +76,78 @@ class Network:
         """The layers that can be tapped, with their shapes; the model is left as it was."""
         table = taps.describe(self.model, batch.views[self.view], owner)
         self._recorder.take()
+        last, head = (
+            table.stages[-1] if table.stages else "",
+            dict(self.model.named_modules()).get(self.model.head),
+        )
+        if (
+            isinstance(head, nn.Linear)
+            and len(table.shapes.get(last, ())) == 3
+            and self._averages(batch, last)
+        ):
+            table.shapes[taps.CLASS_MAPS] = (head.out_features, *table.shapes[last][1:])
         return table
 
-    def with_state(self, state: Mapping[str, Tensor]) -> Frozen:
-        """A copy with other weights, without taps, for scoring."""
-        model = copy.deepcopy(self.model)
-        self._recorder.let_go_of(model)
-        model.load_state_dict(state)
-        return Frozen(model, self.view, self.device)
+    def _averages(self, batch: Batch, layer: str) -> bool:
+        """Whether the embedding is the mean over places of a layer's maps."""
+        recorder = taps.Recorder(self.model, [layer, self.model.pooled])
+        self.dry(batch)
+        seen = recorder.take()
+        recorder.let_go_of(self.model)
+        averaged, pooled = seen[layer].mean(dim=(2, 3)), seen[self.model.pooled]
+        return averaged.shape == pooled.shape and torch.allclose(averaged, pooled, rtol=1e-3, atol=1e-6)
+
+    def copied(self, model: Model, state: Mapping[str, Tensor]) -> Frozen:
+        """A frozen copy of ``model``, the network's own or a ``Deployed`` of it, with other weights, without taps."""
+        twin = copy.deepcopy(model)
+        self._recorder.let_go_of(twin.body if isinstance(twin, Deployed) else twin)
+        twin.load_state_dict(state)
+        return Frozen(twin, self.view, self.device)
+
+
+class Deployed(Model):
+    """A student whose logits come from parts of a loss: its body without the classifier, and those parts.
+
+    Weights are shared with the student and the loss, which are left as they are. ``layers`` are those that the loss
+    taps.
+    """
+
+    def __init__(self, model: Model, loss: Loss, layers: Iterable[str]) -> None:
+        super().__init__()
+        self.stages, self.preactivations, self.norms = (
+            tuple(f"body.{name}" for name in names)
+            for names in (model.stages, model.preactivations, model.norms)
+        )
+        self.pooled, self.head = (f"parts.{name}" for name in loss.at_inference[-2:])
+        self.body, self.layers = _without(model, model.head), tuple(layers)
+        self.parts: Loss = copy.copy(loss)
+        self.parts._parameters, self.parts._buffers = {}, {}
+        self.parts._modules = {name: loss.get_submodule(name) for name in loss.at_inference}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        recorder = taps.Recorder(self.body, self.layers)
+        try:
+            pooled = self.body(x)
+            return self.parts.predict(Outputs(pooled, recorder.take()))
+        finally:
+            recorder.let_go_of(self.body)
+
+
+def _without(module: nn.Module, name: str) -> nn.Module:
+    """A twin that shares all submodules, with nothing done in place of the named one."""
+    twin = copy.copy(module)
+    first, _, rest = name.partition(".")
+    replaced = _without(module.get_submodule(first), rest) if rest else nn.Identity()
+    twin._modules = module._modules | {first: replaced}
+    return twin
+
+
+def class_maps(model: Model, features: Tensor) -> Tensor:
+    """The model's classifier without its bias at every place of its last stage: (B, D, H, W) → (B, C, H, W)."""
+    head = model.get_submodule(model.head)
+    assert isinstance(head, nn.Linear)
+    return F.conv2d(features, head.weight[:, :, None, None])
 
 
 class Frozen(Network):

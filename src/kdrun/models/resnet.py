@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,8 +26,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 class _Residual(nn.Module, ABC):
     """What blocks with an identity branch share: the sum and the last ReLU, each a module.
 
-    ``outputs`` is the number of channels that the block gives.
+    ``outputs`` is the number of channels that the block gives, ``last_norm`` names the BatchNorm before the sum.
     """
+
+    last_norm: ClassVar[str]
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class _Residual(nn.Module, ABC):
 class BasicBlock(_Residual):
     """Two 3×3 convolutions."""
 
+    last_norm = "bn2"
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__(inputs, outputs, stride)
         self.conv1 = _conv(inputs, outputs, 3, stride)
@@ -67,6 +71,8 @@ class BasicBlock(_Residual):
 
 class Bottleneck(_Residual):
     """A 3×3 convolution between two 1×1 ones, on a quarter of the channels."""
+
+    last_norm = "bn3"
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__(inputs, outputs, stride)
@@ -125,6 +131,9 @@ class ResNet(Model):
         self.stages = tuple(f"layer{i}" for i, _ in enumerate(blocks, start=1))
         for i, (name, count, pair) in enumerate(zip(self.stages, blocks, pairwise(widths), strict=True)):
             self.add_module(name, _stage(block, count, *pair, stride=2 if i else 1))
+        last = [f"{name}.{count - 1}" for name, count in zip(self.stages, blocks, strict=True)]
+        self.preactivations = tuple(f"{name}.add" for name in last)
+        self.norms = tuple(f"{name}.{block.last_norm}" for name in last)
         self.pool = global_pool()
         self.fc = nn.Linear(widths[-1], classes)
         he_normal(self)
@@ -167,6 +176,7 @@ class WideResNet(Model):
         kind: Literal["wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2"]
 
     stages = ("block2.layer.0.relu1", "block3.layer.0.relu1", "relu")
+    preactivations = norms = ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")
     pooled = "pool"
     head = "fc"
 

@@ -49,6 +49,8 @@ class MLP(Model):
         self.classifier = nn.Linear(widths[-1], classes)
         self.stages = tuple(f"body.{i}" for i in range(len(self.body)))
         self.pooled = self.stages[-1] if self.stages else "flatten"
+        if config.activation == "relu":
+            self.preactivations = tuple(f"{stage}.{int(config.batch_norm)}" for stage in self.stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, …)."""
@@ -107,6 +109,7 @@ class CNN(Model):
         )
         self.classifier = nn.Linear(config.hidden, classes)
         self.stages = tuple(f"body.{i}" for i in range(config.depth))
+        self.preactivations = self.norms = tuple(f"{stage}.1" for stage in self.stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of pictures (B, K, H, W)."""

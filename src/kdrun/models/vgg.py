@@ -39,6 +39,7 @@ class VGG(Model):
         kind: Literal["vgg8", "vgg11", "vgg13", "vgg16", "vgg19"]
 
     stages = ("relu1", "relu2", "relu3", "relu4")
+    preactivations = ("block1", "block2", "block3", "block4")
     pooled = "pool"
     head = "classifier"
 
@@ -51,6 +52,7 @@ class VGG(Model):
             self.add_module(f"block{i}", _block(*pair, count))
             self.add_module(f"relu{i}", nn.ReLU())
             self.add_module(f"pool{i}", nn.MaxPool2d(2) if i < halved else nn.Identity())
+        self.norms = tuple(f"block{i}.{3 * count - 2}" for i, count in enumerate(counts) if i)
         self.pool = global_pool()
         self.classifier = nn.Linear(WIDTHS[-1], classes)
         he_normal(self)

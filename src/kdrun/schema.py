@@ -1,0 +1,23 @@
+"""The base of every part of the config, and what its parts share."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Schema(BaseModel):
+    """Base of every part of the config: unknown keys are errors, and nothing is converted silently."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def kind_alone(value: object) -> object:
+    """Where only the kind is said, the name alone will do: ``adamw`` is short for ``{kind: adamw}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """One name, several or none, as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

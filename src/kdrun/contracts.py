@@ -271,8 +271,8 @@ class Loss(Component, nn.Module):
     A subclass may tap layers (``taps``), make adapters (``build``) and say what a model without gradients can
     learn from (``target``). There is one instance for each pair of term and teacher. Parameters and buffers are
     trained, clipped and checkpointed with the student and never exported, except those of the submodules named
-    by ``at_inference``, through which an exported student's logits come (``predict``); the last two of them give its
-    embedding and its logits.
+    by ``at_inference``, through which an exported student's logits come (``predict``): the first of them gives
+    its deepest stage, the last two its embedding and its logits.
     """
 
     family = "loss"

@@ -25,9 +25,15 @@ class Sgd(Schema):
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""
-        return torch.optim.SGD(
+        parameters = list(parameters)
+        optimizer = torch.optim.SGD(
             parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov, fused=True
         )
+        if self.momentum:
+            # torch would begin with the first gradient, which is the same, but fails where some come later.
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 class Adam(Schema):

@@ -114,11 +114,12 @@ class Deployed(Model):
 
     def __init__(self, model: Model, loss: Loss, layers: Iterable[str]) -> None:
         super().__init__()
-        self.stages, self.preactivations, self.norms = (
-            tuple(f"body.{name}" for name in names)
-            for names in (model.stages, model.preactivations, model.norms)
+        deepest, *_, pooled, head = (f"parts.{name}" for name in loss.at_inference)
+        self.stages, self.pooled, self.head = (
+            (*(f"body.{name}" for name in model.stages), deepest),
+            pooled,
+            head,
         )
-        self.pooled, self.head = (f"parts.{name}" for name in loss.at_inference[-2:])
         self.body, self.layers = _without(model, model.head), tuple(layers)
         self.parts: Loss = copy.copy(loss)
         self.parts._parameters, self.parts._buffers = {}, {}

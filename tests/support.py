@@ -11,6 +11,7 @@ import pytest
 import kdrun
 from kdrun import assembly, bookkeeping, cli, compare, config
 from kdrun.console import Console
+from kdrun.errors import ConfigError
 from kdrun.experiment import Experiment
 from kdrun.interrupts import Stop
 from kdrun.plan import plan
@@ -27,6 +28,13 @@ def checked(text, *overrides):
     for assignment in overrides:
         source.override(assignment)
     return config.validate(source)
+
+
+def problems(text, *overrides):
+    """What is said of a config that is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        checked(text, *overrides)
+    return str(caught.value)
 
 
 def experiment(text, root, *overrides, stop=None, console=None):

@@ -169,7 +169,10 @@ def _student(run: Run, around: Surroundings, steps: int) -> Student:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What dry steps of a run showed: sizes, seconds of its step and its teachers' passes, weighted terms."""
+    """What dry steps of a run showed.
+
+    Sizes, seconds of its step and its teachers' passes, weighted terms, and which layers are compared with which.
+    """
 
     run: Run
     parameters: int
@@ -179,6 +182,7 @@ class Rehearsed:
     step_seconds: float
     teacher_seconds: float
     terms: dict[str, float]
+    compared: list[str]
 
 
 def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool = False) -> list[Rehearsed]:
@@ -280,6 +284,11 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
         step_seconds=step_seconds,
         teacher_seconds=teacher_seconds,
         terms={name: total / student.position for name, total in sums.items()},
+        compared=[
+            f"{run.title.rpartition('/')[0]}: {sentence}"
+            for term in student.objective.named.values()
+            for sentence in term.compared
+        ],
     )
 
 

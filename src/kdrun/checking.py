@@ -80,7 +80,9 @@ class Checked:
     def remarks(self) -> list[str]:
         """What a table cannot say."""
         total = sum(self.seconds(one) for one in self.rehearsed)
+        compared = [sentence for one in self.rehearsed for sentence in one.compared]
         return [
+            *compared,
             f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
             "runs there (from one step of each)",
             f"about {self.memory_bytes / 1e6:,.0f} MB of memory at once, the data and torch itself not counted",
@@ -100,6 +102,7 @@ class Checked:
                 "to_train": self.todo[one.run.kin],
                 "seconds": self.seconds(one),
                 "terms": one.terms,
+                "compared": one.compared,
             }
             for one in self.rehearsed
         ]

@@ -40,7 +40,9 @@ class Experiment:
         wanted = everything.select(roles, methods)
         todo = [run for run in wanted.runs if self.finished(run) is None]
         if todo:
-            assembly.rehearse(wanted, dataset.spec, device)
+            for one in assembly.rehearse(wanted, dataset.spec, device):
+                for sentence in one.compared:
+                    self.console.say(sentence)
             with assembly.keys_pointed_at(self.config):
                 dataset.load(device)
         bookkeeping.open_folder(self.store, everything, dataset.spec, device, self.command)

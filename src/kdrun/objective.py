@@ -68,6 +68,15 @@ class Term(nn.Module):
         for loss in self.losses:
             loss.begin(epoch, epochs)  # type: ignore[operator]  # a ModuleList forgets what it holds
 
+    @property
+    def compared(self) -> list[str]:
+        """Which layers it compares with which, a sentence for each teacher."""
+        return [
+            f"{self.label}: " + ", ".join(f"{s} with {t}" for s, t in pairs) + f" of {teacher}"
+            for teacher, taps in self.taps.items()
+            if (pairs := list(zip(taps.student, taps.teacher, strict=False)))
+        ]
+
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The weighted term, a scalar; 0 where it weighs nothing."""
         nothing = student.logits.new_zeros(())

@@ -1,0 +1,527 @@
+"""What works on any mix: schedules, masks, several teachers, stages, two momenta, mixing."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from kdrun.config import published_methods
+from kdrun.console import Console
+from kdrun.contracts import HIDDEN, Batch, Draw, LossConfig, Mask, Mix, Outputs
+from kdrun.data.base import _mixed
+from kdrun.models import Frozen
+from kdrun.objective import Term, combined, kept
+from kdrun.optimization import Stage, stage_at
+from kdrun.registry import LOSSES
+from kdrun.schedules import AnyWeightSchedule
+from support import experiment, problems, run, students
+
+TABLE = """
+name: plugs
+dataset: {kind: digits}
+seeds: [0]
+training: {epochs: 4, batch_size: 128, optimizer: {kind: sgd, lr: 0.05}}
+teachers:
+  a: {model: {kind: cnn, width: 4, depth: 2, hidden: 16}}
+  b: {model: {kind: mlp, hidden: [24]}, seed: 1}
+student: {model: {kind: cnn, width: 4, depth: 2, hidden: 16}}
+methods:
+"""
+
+
+def with_methods(*methods):
+    return TABLE + "".join(f"  - {method}\n" for method in methods)
+
+
+def log(root, method):
+    """What a method's student wrote down, an epoch each."""
+    lines = (root / "plugs" / "students" / "student" / method / "seed-0" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+# ------------------------------------------------------------------------------------------- schedules
+
+
+def schedule(**keys):
+    return TypeAdapter(AnyWeightSchedule).validate_python(keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "factors"),
+    [
+        ({"kind": "constant"}, [1, 1, 1, 1]),
+        ({"kind": "warmup", "epochs": 2}, [0.5, 1, 1, 1]),
+        ({"kind": "warmup", "share": 0.75}, [1 / 3, 2 / 3, 1, 1]),
+        ({"kind": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"kind": "linear", "final": 0.5, "start": 0.5}, [1, 1, 1, 0.75]),
+        ({"kind": "cosine"}, [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        ({"kind": "cosine", "start": 0.5}, [1, 1, 1, 0.5]),
+        ({"kind": "step", "milestones": [1, 3]}, [1, 0.1, 0.1, 0.01]),
+    ],
+)
+def test_a_schedule_gives_a_factor_an_epoch(keys, factors):
+    made = schedule(**keys)
+    assert [made.factor(epoch, 4) for epoch in range(4)] == pytest.approx(factors)
+
+
+def test_weights_follow_their_schedule_and_their_epochs_and_stand_in_the_log(tmp_path):
+    losses = (
+        "{kind: ce, schedule: linear}, {kind: kd, teacher: a, weight: 2, schedule: {kind: warmup, epochs: 4}, "
+        "last_epoch: 3}, {kind: rkd, teacher: a, first_epoch: 3}"
+    )
+    run(
+        with_methods(
+            f"{{name: m, losses: [{losses}]}}", "{name: stopped, use: kd, teacher: a, early_stop: 1}"
+        ),
+        tmp_path,
+    )
+
+    def weights(method, term):
+        lines = log(tmp_path, method)
+        return [line["terms"][term]["weight"] for line in lines], [
+            line["terms"][term]["value"] for line in lines
+        ]
+
+    assert weights("m", "ce")[0] == pytest.approx([1, 0.75, 0.5, 0.25])
+    given, values = weights("m", "kd")
+    assert given == pytest.approx([0.5, 1.0, 1.5, 0.0])
+    assert values[3] is None and all(value > 0 for value in values[:3])
+    assert weights("m", "rkd")[0] == [0, 0, 1, 1]
+    assert weights("stopped", "kd")[0] == [0.9, 0, 0, 0]
+    assert weights("stopped", "ce")[0] == [0.1] * 4
+
+
+# ------------------------------------------------------------------------------------------------ masks
+
+
+def said(*rows):
+    return Outputs(torch.tensor(rows, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ({"kind": "teacher-correct"}, [True, False, False, False]),
+        ({"kind": "teacher-confident", "confidence": 0.9}, [False, True, False, True]),
+        ({"kind": "labelled"}, [True, True, False, True]),
+        ({"kind": "unlabelled"}, [False, False, True, False]),
+    ],
+)
+def test_a_mask_keeps_some_samples(mask, expected):
+    teacher = said([1, 0], [9, 0], [0, 1], [0, 9])
+    batch = Batch({}, torch.tensor([0, 1, HIDDEN, 0]), torch.arange(4))
+    assert kept(Mask.model_validate(mask), [teacher], batch).tolist() == expected
+
+
+def test_of_several_teachers_the_mean_probability_is_masked():
+    batch = Batch({}, torch.tensor([0]), torch.arange(1))
+    sure, unsure = said([9, 0]), said([0, 1])
+    assert kept(Mask(kind="teacher-correct"), [sure, unsure], batch).tolist() == [True]
+    assert kept(Mask(kind="teacher-confident"), [sure, unsure], batch).tolist() == [False]
+
+
+def term(config, losses=1):
+    loss_class = LOSSES[config["kind"]]
+    checked_config = loss_class.Config.model_validate(config)
+    return Term(checked_config, [loss_class(checked_config) for _ in range(losses)], {})
+
+
+def test_a_masked_term_is_the_sum_over_the_kept_samples_divided_by_all():
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (Outputs(torch.randn(6, 3, generator=draw)) for _ in range(2))
+    labels = teacher.logits.argmax(1)
+    labels[[1, 4]] = (labels[[1, 4]] + 1) % 3
+    batch = Batch({}, labels, torch.arange(6))
+    masked = term({"kind": "kd", "teacher": "t", "weight": 0.5, "mask": "teacher-correct"})
+    p, q = (x.logits.div(4).softmax(1) for x in (teacher, student))
+    each = 16 * (p * (p / q).log()).sum(1)
+    expected = 0.5 * each[[0, 2, 3, 5]].sum() / 6
+    assert masked(student, {"t": teacher}, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_masked_term_of_fewer_than_two_samples_is_nothing(right):
+    teacher = said([9, 0], [9, 0], [9, 0])
+    batch = Batch({}, torch.tensor([0] * right + [1] * (3 - right)), torch.arange(3))
+    masked = term({"kind": "kd", "teacher": "t", "mask": "teacher-correct"})
+    assert masked(said([1, 0], [1, 0], [1, 0]), {"t": teacher}, batch) == 0
+
+
+def test_under_mixup_a_mask_goes_by_the_label_of_the_larger_share():
+    mix = Mix(torch.tensor([1, 0]), torch.tensor([0.3, 0.8]))
+    batch = Batch({}, torch.tensor([0, 1]), torch.arange(2), mix)
+    assert kept(Mask(kind="teacher-correct"), [said([0, 1], [0, 1])], batch).tolist() == [True, True]
+    assert batch.rows(torch.tensor([0])).labels.tolist() == [1]
+
+
+# -------------------------------------------------------------------------------------- several teachers
+
+
+def teachers(count=3, size=5):
+    logits = 3 * torch.randn(count, size, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return logits, [Outputs(each) for each in logits]
+
+
+def test_fixed_weights_are_shares_of_probabilities():
+    logits, outputs = teachers()
+    config = LossConfig(kind="kd", teacher=["a", "b", "c"], combine="fixed", teacher_weights=[2.0, 1.0, 1.0])
+    together = combined(outputs, config, 3.0).logits
+    p = (logits / 3).softmax(-1)
+    torch.testing.assert_close((together / 3).softmax(-1), 0.5 * p[0] + 0.25 * p[1] + 0.25 * p[2])
+
+
+def test_entropy_weighs_each_sample_s_teachers_by_how_sure_they_are():
+    logits, outputs = teachers()
+    config = LossConfig(kind="kd", teacher=["a", "b", "c"], combine="entropy")
+    together = combined(outputs, config, 2.0).logits
+    p, sharp = (logits / 2).softmax(-1), logits.softmax(-1)
+    entropy = -(sharp * sharp.log()).sum(-1)
+    weights = (1 - entropy / entropy.sum(0)) / 2
+    assert weights.sum(0) == pytest.approx(np.ones(5))
+    torch.testing.assert_close((together / 2).softmax(-1), (weights[..., None] * p).sum(0))
+
+
+def test_teachers_that_are_all_sure_count_alike():
+    outputs = [said([1e4, 0]), said([0, 1e4])]
+    together = combined(outputs, LossConfig(kind="kd", teacher=["a", "b"], combine="entropy"), 1.0).logits
+    assert together.softmax(-1).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize(("combine", "weights"), [("mean-loss", None), ("fixed", [3.0, 1.0])])
+def test_a_loss_for_each_teacher_is_averaged(combine, weights):
+    _, (a, b, student) = teachers()
+    batch = Batch({}, torch.arange(5) % 4, torch.arange(5))
+    config = {"kind": "kd", "teacher": ["a", "b"], "combine": combine}
+    config |= {"teacher_weights": weights} if weights else {}
+    one, other = (term({"kind": "kd", "teacher": "t"})(student, {"t": t}, batch).item() for t in (a, b))
+    shares = np.array(weights or [1.0, 1.0]) / sum(weights or [1.0, 1.0])
+    together = term(config, losses=2)(student, {"a": a, "b": b}, batch)
+    assert together.item() == pytest.approx(shares @ [one, other], rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------- stages
+
+
+def test_stages_follow_each_other_and_after_them_everything_learns():
+    stages = [Stage(epochs=2), Stage(share=0.3), Stage(epochs=1, train=["body"])]
+    found = [stage_at(stages, epoch, 10) for epoch in range(10)]
+    assert found == [stages[0]] * 2 + [stages[1]] * 3 + [stages[2]] + [Stage()] * 4
+    assert stage_at([Stage(epochs=1), Stage(losses=["ce"])], 9, 10).losses == ["ce"]
+    assert stage_at([Stage(share=0.01)], 0, 10).share == 0.01  # at least one epoch
+
+
+def changed(student, before):
+    """The parts whose weights are not what they were."""
+    head = f"{student.model.head}."
+    moved = {key for key, p in student.model.named_parameters() if not torch.equal(p, before[0][key])}
+    parts = {"classifier" if key.startswith(head) else "body" for key in moved}
+    if any(not torch.equal(p, before[1][key]) for key, p in student.objective.named_parameters()):
+        parts.add("adapters")
+    return parts
+
+
+def state(student):
+    return [
+        {k: v.clone() for k, v in part.state_dict().items()} for part in (student.model, student.objective)
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["{kind: sgd, lr: 0.05}", "{kind: adamw}"])
+@pytest.mark.parametrize(
+    ("train", "learns"),
+    [
+        ("[adapters]", {"adapters"}),
+        ("[body]", {"body"}),
+        ("[classifier]", {"classifier"}),
+        ("[body, adapters]", {"body", "adapters"}),
+        ("[adapters, body, classifier]", {"adapters", "body", "classifier"}),
+    ],
+)
+def test_in_a_stage_only_its_parts_learn_and_then_all(train, learns, optimizer):
+    losses = "[{kind: ce}, {kind: hint, teacher: a}]"
+    method = f"{{name: m, losses: {losses}, stages: [{{epochs: 1, train: {train}}}]}}"
+    made, taught_by, dataset, planned = students(with_methods(method), f"training.optimizer={optimizer}")
+    student, draw = made["m"], planned.runs[-1].draw
+    seen = []
+    for epoch in range(2):
+        before = state(student)
+        for batch in dataset.batches(draw, epoch):
+            student.step(batch, {name: teacher(batch) for name, teacher in taught_by.items()})
+        seen.append(changed(student, before))
+    assert seen == [learns, {"adapters", "body", "classifier"}]
+
+
+def test_where_adapters_learn_alone_the_student_s_statistics_stay():
+    method = "{name: m, losses: [{kind: hint, teacher: a}], stages: [{train: [adapters]}]}"
+    made, taught_by, dataset, planned = students(with_methods(method))
+    before = state(made["m"])[0]
+    for batch in dataset.batches(planned.runs[-1].draw, 0):
+        made["m"].step(batch, {name: teacher(batch) for name, teacher in taught_by.items()})
+    assert all(torch.equal(value, before[key]) for key, value in made["m"].model.state_dict().items())
+
+
+def test_a_stage_has_its_own_terms(tmp_path):
+    stages = "[{epochs: 1, losses: [hint], train: [body, adapters]}, {share: 0.25, losses: [ce]}]"
+    method = f"{{name: m, losses: [{{kind: ce}}, {{kind: hint, teacher: a}}], stages: {stages}}}"
+    run(with_methods(method), tmp_path)
+    lines = log(tmp_path, "m")
+    assert [line["terms"]["ce"]["weight"] for line in lines] == [0, 1, 1, 1]
+    assert [line["terms"]["hint"]["weight"] for line in lines] == [1, 0, 1, 1]
+
+
+def test_the_paraphraser_of_ft_learns_in_its_stage_and_then_stays():
+    stages = "[{epochs: 1, losses: [ft], train: [adapters]}]"
+    method = f"{{name: m, use: ft, teacher: a, set: {{ft.weight: 1}}, stages: {stages}}}"
+    made, taught_by, dataset, planned = students(with_methods(method))
+    student, draw = made["m"], planned.runs[-1].draw
+    seen = []
+    for epoch in range(2):
+        before = state(student)
+        for batch in dataset.batches(draw, epoch):
+            student.step(batch, {name: teacher(batch) for name, teacher in taught_by.items()})
+        after = student.objective.state_dict()
+        moved = {key.split(".")[4] for key, value in before[1].items() if not torch.equal(value, after[key])}
+        seen.append((changed(student, before), moved))
+    assert seen == [({"adapters"}, {"paraphraser"}), ({"adapters", "body", "classifier"}, {"adapter"})]
+
+
+# ----------------------------------------------------------------------------------------- two momenta
+
+
+def test_two_momenta_are_two_running_sums():
+    method = "{name: m, losses: [{kind: ce}, {kind: kd, teacher: a, weight: 2}], momentum_gap: 0.075}"
+    made, taught_by, dataset, planned = students(with_methods(method), "training.schedule=constant")
+    student, draw = made["m"], planned.runs[-1].draw
+    sgd = student.training.optimizer
+    mine = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    sums = [{name: torch.zeros_like(p) for name, p in mine.items()} for _ in range(2)]
+    for batch in dataset.batches(draw, 0):
+        taught = {name: teacher(batch) for name, teacher in taught_by.items()}
+        student.model.train()
+        terms = student.objective(student.network(batch), taught, batch)
+        parameters = dict(student.model.named_parameters())
+        gradients = [
+            torch.autograd.grad(terms[label], parameters.values(), retain_graph=True)
+            for label in ("ce", "kd")
+        ]
+        for name, ce, kd in zip(parameters, *gradients, strict=True):
+            sums[0][name] = (sgd.momentum - 0.075) * sums[0][name] + ce + sgd.weight_decay * mine[name]
+            sums[1][name] = (sgd.momentum + 0.075) * sums[1][name] + kd
+            mine[name] = mine[name] - sgd.lr * (sums[0][name] + sums[1][name])
+        student.step(batch, taught)
+        for name, parameter in student.model.named_parameters():
+            torch.testing.assert_close(parameter.detach(), mine[name], rtol=1e-3, atol=1e-5)
+            mine[name] = parameter.detach().clone()
+
+
+def test_a_weight_with_one_kind_of_gradient_has_the_plain_momentum():
+    losses = "[{kind: ce}, {kind: hint, teacher: a}]"
+    made, taught_by, dataset, planned = students(
+        with_methods(
+            f"{{name: m, losses: {losses}, momentum_gap: 0.05}}", f"{{name: plain, losses: {losses}}}"
+        )
+    )
+    draw = planned.runs[-1].draw
+    batch = next(dataset.batches(draw, 0))
+    taught = {name: teacher(batch) for name, teacher in taught_by.items()}
+    for _ in range(2):
+        for name in ("m", "plain"):
+            made[name].step(batch, taught)
+            made[name].model.load_state_dict(made["alone"].model.state_dict())  # equal gradients
+    apart, plain = (made[name].updates for name in ("m", "plain"))
+    names = [name for name, _ in made["m"].model.named_parameters()]
+    both = {
+        n
+        for n, p in zip(names, made["m"].parameters, strict=False)
+        if apart[0].state[p]["momentum_buffer"].any()
+    }
+    one = {
+        n
+        for n, p in zip(names, made["m"].parameters, strict=False)
+        if apart[2].state[p]["momentum_buffer"].any()
+    }
+    assert "classifier.weight" in one and "body.0.0.weight" in both and not both & one
+    ours, theirs = (
+        dict(zip(names, made[n].parameters, strict=False))["classifier.weight"] for n in ("m", "plain")
+    )
+    torch.testing.assert_close(
+        apart[2].state[ours]["momentum_buffer"], plain[0].state[theirs]["momentum_buffer"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------- mixing
+
+
+def draw_with(**keys):
+    return Draw(seed=0, batch_size=8, **keys)
+
+
+def test_cutmix_takes_a_box_of_the_partner_and_its_exact_share():
+    x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 2, 6, 5).clone()
+    for seed in range(20):
+        mixed, mix = _mixed(x, draw_with(cutmix=1.0), seed)
+        own = (mixed == x).all(dim=1)
+        assert ((mixed == x) | (mixed == x[mix.partner])).all()
+        alone = mix.partner == torch.arange(8)
+        torch.testing.assert_close(own.float().mean(dim=(1, 2))[~alone], mix.share[~alone])
+        for sample in torch.nonzero(~alone).flatten():
+            outside = torch.nonzero(~own[sample])
+            if len(outside):
+                size = outside.max(0).values - outside.min(0).values + 1
+                assert size.prod() == len(outside)  # a box, without gaps
+
+
+def test_with_both_each_batch_is_mixed_in_one_way():
+    x = torch.randn(8, 1, 6, 6)
+    boxes = []
+    for seed in range(30):
+        mixed, mix = _mixed(x, draw_with(mixup=1.0, cutmix=1.0), seed)
+        others = mix.partner != torch.arange(8)
+        either = ((mixed == x) | (mixed == x[mix.partner]))[others]
+        boxes.append(bool(either.all()))
+    assert 5 < sum(boxes) < 25
+
+
+def test_a_method_mixes_for_its_own_students_and_their_teachers():
+    methods = (
+        "{name: fm, use: function-matching, teacher: a, mixup: 1.0, cutmix: 0.5}",
+        "{name: kd, use: kd, teacher: a}",
+    )
+    _, _, dataset, planned = students(with_methods(*methods))
+    draws = {run_.method: run_.draw for run_ in planned.runs if run_.role == "student"}
+    assert (draws["fm"].mixup, draws["fm"].cutmix) == (1.0, 0.5)
+    assert (draws["kd"].mixup, draws["alone"].mixup) == (0, 0)
+    assert next(dataset.batches(draws["fm"], 0)).mix is not None
+    assert next(dataset.batches(draws["kd"], 0)).mix is None
+
+
+def test_the_teacher_sees_the_mixed_samples(tmp_path, monkeypatch):
+    seen = []
+    original = Frozen.__call__
+
+    def noted(self, batch):
+        if batch.mix is not None:
+            seen.append(batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(Frozen, "__call__", noted)
+    run(with_methods("{name: fm, use: function-matching, teacher: a, mixup: 1.0}"), tmp_path)
+    assert len(seen) == 4 * (1257 // 128)
+
+
+# -------------------------------------------------------------------------------------- a second view
+
+
+def test_a_second_view_is_augmented_by_itself_and_reaches_the_loss():
+    text = with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.strong_view: strong}}").replace(
+        "{kind: digits}", "{kind: digits, augmentation: crop, strong_view: [crop, {kind: cutout, size: 4}]}"
+    )
+    made, taught_by, dataset, planned = students(text)
+    draw = planned.runs[-1].draw
+    batch, plain = next(dataset.batches(draw, 0)), next(iter(dataset.split("test")))
+    assert not torch.equal(batch.views["input"], batch.views["strong"])
+    assert torch.equal(plain.views["input"], plain.views["strong"])
+    taught = taught_by["a"](batch)
+    assert torch.equal(taught.views["strong"].logits, taught_by["a"].model(batch.views["strong"]))
+    made["m"].step(batch, {"a": taught})
+    made["m"].flush()
+    assert made["m"].failure is None
+
+
+def test_two_teachers_are_combined_view_by_view():
+    outputs = [Outputs(logits, views={"strong": Outputs(-logits)}) for logits in teachers()[0]]
+    config = LossConfig(kind="mlkd", teacher=["a", "b", "c"], combine="mean-logits")
+    together = combined(outputs, config, 1.0)
+    torch.testing.assert_close(together.views["strong"].logits, -together.logits)
+
+
+# --------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            "{name: m, use: kd, teacher: a, stages: [{losses: [kb]}]}",
+            "'kb' is no term of this method; known: ce, kd",
+        ),
+        ("{name: m, use: kd, teacher: a, stages: [{}, {}]}", "only the last stage may say no length"),
+        (
+            "{name: m, use: kd, teacher: a, stages: [{epochs: 1, share: 0.5}]}",
+            "say either 'epochs' or 'share'",
+        ),
+        ("{name: m, losses: [{kind: ce}], early_stop: 2}", "no term of this method looks at a teacher"),
+        ("{name: m, use: kd, teacher: a, momentum_gap: 0.2}", "momenta 0.9 ± 0.2 are not both in [0, 1)"),
+        (
+            "{name: m, use: kd, teacher: a, set: {kd.schedule: {kind: warmup}}}",
+            "say either 'epochs' or 'share'",
+        ),
+        (
+            "{name: m, use: kd, teacher: a, set: {kd.first_epoch: 3, kd.last_epoch: 2}}",
+            "2 is before the first epoch, 3",
+        ),
+        ("{name: m, losses: [{kind: ce, mask: teacher-correct}]}", "'ce' looks at no teacher"),
+        (
+            "{name: m, use: semckd, teacher: a, set: {semckd.mask: labelled}}",
+            "'semckd' needs every batch whole",
+        ),
+        ("{name: m, use: ebkd, teacher: a}", "'ebkd' weighs several teachers and has one"),
+        ("{name: m, use: ebkd, set: {ebkd.combine: mean-logits}}", "'ebkd' weighs its teachers by itself"),
+        ("{name: m, use: kd, teacher: [a, b], combine: fixed}", "`combine: fixed` needs `teacher_weights`"),
+        (
+            "{name: m, use: kd, teacher: [a, b], combine: fixed, set: {kd.teacher_weights: [1, 2, 3]}}",
+            "3 weights for 2 teachers",
+        ),
+        (
+            "{name: m, use: kd, teacher: [a, b], combine: fixed, set: {kd.teacher_weights: [0, 0]}}",
+            "all weights are 0",
+        ),
+        (
+            "{name: m, use: rkd, teacher: [a, b], combine: entropy}",
+            "'rkd' looks at layers, which cannot be combined",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_said_in_words(method, words):
+    assert words in problems(with_methods(method))
+
+
+def test_two_momenta_need_an_optimizer_with_one():
+    said_of = problems(
+        with_methods("{name: m, use: kd, teacher: a, momentum_gap: 0.1}"), "training.optimizer=adamw"
+    )
+    assert "'student' is trained by adamw, which has no momentum to be set apart; use sgd" in said_of
+
+
+def test_cutmix_needs_pictures(tmp_path):
+    text = with_methods("{name: m, use: kd, teacher: b, cutmix: 1.0}").replace(
+        "{kind: digits}", "{kind: wine}"
+    )
+    with pytest.raises(Exception, match="cutmix cuts pictures"):
+        run(text.replace("{kind: cnn, width: 4, depth: 2, hidden: 16}", "{kind: mlp, hidden: [8]}"), tmp_path)
+
+
+def test_a_view_that_the_data_lack_is_said_in_words(tmp_path):
+    with pytest.raises(Exception, match=r"the data set has no view 'strong'.*strong_view"):
+        run(with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.strong_view: strong}}"), tmp_path)
+
+
+def test_the_pairs_of_layers_are_told(tmp_path):
+    class Ears(Console):
+        heard: list[str] = []
+
+        def say(self, text, style=""):
+            self.heard.append(text)
+
+    experiment(with_methods("{name: at, use: at, teacher: a}"), tmp_path, console=Ears(quiet=True)).run()
+    assert "student/at: at: body.0 with body.0, body.1 with body.1 of a" in Ears.heard
+
+
+def test_linear_warm_up_of_the_published_mixes_is_full_in_epoch_20_of_240():
+    term_of = next(t for t in published_methods()["dkd"].losses if t["kind"] == "dkd")
+    made = schedule(**term_of["schedule"])
+    assert made.factor(0, 240) == pytest.approx(1 / 20, rel=1e-2)
+    assert made.factor(18, 240) < 1 == made.factor(19, 240)

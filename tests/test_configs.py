@@ -67,7 +67,7 @@ def short(path):
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 8
+    assert len(CONFIGS) == 9
 
 
 @every_config

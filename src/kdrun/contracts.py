@@ -201,9 +201,7 @@ class LossConfig(Schema):
     teacher: str | list[str] | None = None
     """the teacher, or teachers, of this term; with one teacher in the config it need not be said"""
     combine: Combine = "mean"
-    """several teachers: the mean of their probabilities at the term's temperature (mean; fixed: weighted by
-    `teacher_weights`; entropy: by each sample's certainty), of their logits (mean-logits), or of a loss for each
-    (mean-loss)"""
+    """several teachers: the mean of probabilities (mean, fixed, entropy), logits (mean-logits) or losses (mean-loss)"""
     teacher_weights: list[Annotated[float, Field(ge=0)]] | None = Field(default=None, min_length=2)
     """combine: fixed: a weight for each of the term's teachers, in their order; only their ratios count"""
 

@@ -61,10 +61,9 @@ class Term(nn.Module):
         """Take the weight of an epoch, counted from 0, of so many; before its first step, and after a resume."""
         counts = stage is None or stage.losses is None or self.label in stage.losses
         self.weight = self.config.weight_in(epoch, epochs) if counts else 0.0
-        self.pretrains = stage is not None and stage.pretrains
-        self.factor.copy_(
-            torch.tensor(self.weight, dtype=torch.float64)
-        )  # too large a weight becomes infinite
+        # What the step reads is a tensor and two flags: a number would have a compiled step compiled anew each epoch.
+        self.counts, self.pretrains = bool(self.weight), stage is not None and stage.pretrains
+        self.factor.fill_(self.weight if self.weight <= torch.finfo(self.factor.dtype).max else math.inf)
         for loss in self.losses:
             loss.begin(epoch, epochs)  # type: ignore[operator]  # a ModuleList forgets what it holds
 
@@ -80,7 +79,7 @@ class Term(nn.Module):
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The weighted term, a scalar; 0 where it weighs nothing."""
         nothing = student.logits.new_zeros(())
-        if not self.weight:
+        if not self.counts:
             return nothing
         taught = {name: taught[name] for name in self.teachers}
         if self.config.mask is None:

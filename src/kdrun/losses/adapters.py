@@ -78,11 +78,6 @@ def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return pool(student, height, width), pool(teacher, height, width)
 
 
-def global_pool() -> nn.Sequential:
-    """Maps (B, D, H, W) → their means (B, D)."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
 def pool(x: Tensor, height: int, width: int) -> Tensor:
     """Maps (B, D, ·, ·) averaged to (B, D, height, width), by cells that may overlap where they do not divide."""
     if x.shape[2:] == (height, width):

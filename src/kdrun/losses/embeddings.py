@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, Published, Taps
 from kdrun.errors import Mismatch
-from kdrun.losses.adapters import bottleneck, global_pool, pointwise, pool, to_smaller
+from kdrun.losses.adapters import bottleneck, pointwise, pool, to_smaller
 from kdrun.losses.base import LayerConfig, LayerLoss, has_maps, main_classes
 from kdrun.losses.logits import WARM_UP
 from kdrun.losses.matching import last_stage, with_layers
@@ -142,7 +142,7 @@ class SimKD(LayerLoss):
         (ours, *a), (theirs, *b) = self.shapes(context)
         self.size = min(a[0], b[0]), min(a[1], b[1])
         self.projector = bottleneck(ours, max(1, theirs // self.config.factor), theirs, last_norm=True)
-        self.pool = global_pool()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = teacher_classifier(context, "simkd", self.pair[1])
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

@@ -239,7 +239,7 @@ class NeuronSelectivity(StagesLoss):
 
     Source: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
     Trap: the authors' code leaves the constant k(t, t) out: another value, the same gradient. A dead channel
-    stays zero; maps of one pixel have no selectivity and are left out.
+    stays zero; maps of one pixel have no selectivity and are left out. Memory is B·C² floats a layer, C the wider one.
     """
 
     class Config(StagesConfig):

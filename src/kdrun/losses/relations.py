@@ -437,7 +437,7 @@ class ContrastiveKD(LayerLoss):
     Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", 2020.
     Trap: a sum over negatives, not their mean; Z has no gradient. Negatives are drawn with replacement here, where the
     authors' are not as long as a class leaves enough of them. A sample without a label has all others as negatives, and
-    is one of theirs. Every step copies both memories.
+    is one of theirs. Every step copies both memories, and takes some B·min(N, (K + 1)·`width`) floats.
     """
 
     EPSILON = 1e-7
@@ -530,8 +530,8 @@ class ContrastiveKD(LayerLoss):
         """exp(⟨memory[rows], x⟩/τ) (B, 1 + K), of unit vectors (B, width) and the other side's memory."""
         memory = memory.to(x.dtype)
         if (
-            rows.shape[1] >= len(memory) // 8
-        ):  # rows repeat, so the whole memory is multiplied, and none gathered
+            len(memory) <= rows.shape[1] * memory.shape[1]
+        ):  # to multiply it whole takes less than to gather rows
             products = (x @ memory.T).gather(1, rows)
         else:
             products = torch.einsum("bkd,bd->bk", memory[rows], x)

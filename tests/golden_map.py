@@ -71,7 +71,7 @@ def _mlkd(h: dict[str, Any], standardized: bool) -> list[Term]:
         "temperatures": [h["T"], *h["temperatures_fixed"]],
         "strong_temperatures": [h["T"], 3, 5],
         "unmasked_temperatures": [2, 6],
-        "strong_view": "strong",
+        "view": "strong",
         "logit_standardization": standardized,
     }
     names = {"student_logits": "student_logits_weak", "teacher_logits": "teacher_logits_weak"}

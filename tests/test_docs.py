@@ -44,7 +44,9 @@ def test_the_example_config_fits(tmp_path):
 
 
 def test_the_plugs_fit(tmp_path):
-    head = "dataset: digits\ntraining: {optimizer: sgd}\nteacher: {model: resnet8}\nstudent: {model: resnet8}\n"
+    head = (
+        "dataset: digits\ntraining: {optimizer: sgd}\nteacher: {model: resnet8}\nstudent: {model: resnet8}\n"
+    )
     (tmp_path / "plugs.yaml").write_text(head + block("plugs"))
     done = kdrun("check", "plugs.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from kdrun import assembly
 from kdrun.config import published_methods
 from kdrun.console import Console
 from kdrun.contracts import HIDDEN, Batch, Draw, LossConfig, Mask, Mix, Outputs
@@ -15,9 +16,10 @@ from kdrun.data.base import _mixed
 from kdrun.models import Frozen
 from kdrun.objective import Term, combined, kept
 from kdrun.optimization import Stage, stage_at
+from kdrun.plan import plan
 from kdrun.registry import LOSSES
 from kdrun.schedules import AnyWeightSchedule
-from support import experiment, problems, run, students
+from support import checked, experiment, problems, run, students
 
 TABLE = """
 name: plugs
@@ -331,7 +333,7 @@ def test_a_weight_with_one_kind_of_gradient_has_the_plain_momentum():
         for name in ("m", "plain"):
             made[name].step(batch, taught)
             made[name].model.load_state_dict(made["alone"].model.state_dict())  # equal gradients
-    apart, plain = (made[name].updates for name in ("m", "plain"))
+    apart, plain = (made[name].optimizers for name in ("m", "plain"))
     names = [name for name, _ in made["m"].model.named_parameters()]
     both = {
         n
@@ -350,6 +352,35 @@ def test_a_weight_with_one_kind_of_gradient_has_the_plain_momentum():
     torch.testing.assert_close(
         apart[2].state[ours]["momentum_buffer"], plain[0].state[theirs]["momentum_buffer"]
     )
+
+
+def test_a_momentum_runs_on_when_its_terms_have_ended():
+    method = "{name: m, losses: [{kind: ce}, {kind: kd, teacher: a, last_epoch: 1}], momentum_gap: 0.075}"
+    made, taught_by, dataset, planned = students(with_methods(method))
+    student, draw = made["m"], planned.runs[-1].draw
+    for epoch in range(2):
+        batch = next(dataset.batches(draw, epoch))
+        student.position = epoch * student.steps_per_epoch
+        before = [student.optimizers[1].state[p]["momentum_buffer"].clone() for p in student.parameters]
+        student.step(batch, {name: teacher(batch) for name, teacher in taught_by.items()})
+    after = [student.optimizers[1].state[p]["momentum_buffer"] for p in student.parameters]
+    assert any(buffer.any() for buffer in before)
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, 0.975 * old)
+    assert student.checkpoint({}).state["both_gradients"] == [True] * len(student.parameters)
+
+
+def test_with_two_momenta_the_norm_of_both_gradients_together_is_clipped(monkeypatch):
+    method = "{name: m, losses: [{kind: ce}, {kind: kd, teacher: a}], momentum_gap: 0.075}"
+    made, taught_by, dataset, planned = students(with_methods(method), "training.clip=0.01")
+    student, seen = made["m"], []
+    apart = student._apart
+    monkeypatch.setattr(student, "_apart", lambda *both: seen.append(both) or apart(*both))
+    batch = next(dataset.batches(planned.runs[-1].draw, 0))
+    student.step(batch, {name: teacher(batch) for name, teacher in taught_by.items()})
+    ((others, taught),) = seen
+    norm = torch.cat([(a + b).flatten() for a, b in zip(others, taught, strict=True)]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- mixing
@@ -416,7 +447,7 @@ def test_the_teacher_sees_the_mixed_samples(tmp_path, monkeypatch):
 
 
 def test_a_second_view_is_augmented_by_itself_and_reaches_the_loss():
-    text = with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.strong_view: strong}}").replace(
+    text = with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.view: strong}}").replace(
         "{kind: digits}", "{kind: digits, augmentation: crop, strong_view: [crop, {kind: cutout, size: 4}]}"
     )
     made, taught_by, dataset, planned = students(text)
@@ -454,7 +485,10 @@ def test_two_teachers_are_combined_view_by_view():
             "say either 'epochs' or 'share'",
         ),
         ("{name: m, losses: [{kind: ce}], early_stop: 2}", "no term of this method looks at a teacher"),
-        ("{name: m, use: kd, teacher: a, momentum_gap: 0.2}", "momenta 0.9 ± 0.2 are not both in [0, 1)"),
+        (
+            "{name: m, use: kd, teacher: a, momentum_gap: 0.2}",
+            "momenta 0.9 ± 0.2 are not both between 0 and 1",
+        ),
         (
             "{name: m, use: kd, teacher: a, set: {kd.schedule: {kind: warmup}}}",
             "say either 'epochs' or 'share'",
@@ -493,7 +527,55 @@ def test_two_momenta_need_an_optimizer_with_one():
     said_of = problems(
         with_methods("{name: m, use: kd, teacher: a, momentum_gap: 0.1}"), "training.optimizer=adamw"
     )
-    assert "'student' is trained by adamw, which has no momentum to be set apart; use sgd" in said_of
+    assert "two momenta need an optimizer that has one, and this is adamw; use sgd" in said_of
+
+
+def test_a_mask_is_not_compiled():
+    method = "{name: m, use: kd, teacher: a, set: {kd.mask: teacher-correct}}"
+    assert "'kd' has a mask" in problems(with_methods(method), "training.compile=true")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ebkd", "'ebkd' weighs several teachers and has one"),
+        ("m", "two momenta need an optimizer that has one"),
+    ],
+)
+def test_a_distilled_teacher_s_method_must_fit_its_sources(method, words):
+    text = with_methods("{name: m, use: kd, teacher: a, momentum_gap: 0.05}").replace(
+        "student:",
+        f"  c: {{model: {{kind: mlp}}, from: a, method: {method}, training: {{optimizer: adam}}}}\nstudent:",
+    )
+    assert f"teachers.c.method: {words}" in problems(text)
+
+
+def test_published_stages_follow_a_term_to_its_new_name():
+    text = with_methods("{name: m, use: fitnet, teacher: a, set: {hint.name: guide, kd.name: soft}}")
+    stages = checked(text).methods["m"].stages
+    assert [stage.losses for stage in stages] == [["guide"], ["ce", "soft"]]
+
+
+def test_a_second_view_is_no_reason_to_train_what_does_not_look_at_it():
+    def fingerprints(dataset):
+        mlkd = "{name: mlkd, use: mlkd, teacher: a" + (
+            ", set: {mlkd.view: strong}}" if "view" in dataset else "}"
+        )
+        text = with_methods("{name: kd, use: kd, teacher: a}", mlkd).replace("{kind: digits}", dataset)
+        return {run_.kin: run_.fingerprint for run_ in students(text)[3].runs}
+
+    plain, with_view = (fingerprints(d) for d in ("{kind: digits}", "{kind: digits, strong_view: crop}"))
+    differ = {kin[2] or kin[1] for kin in plain if plain[kin] != with_view[kin]}
+    assert differ == {"mlkd"}
+
+
+def test_a_rehearsal_tries_every_term_in_its_turn():
+    method = "{name: m, use: fitnet, teacher: a}"
+    config = checked(with_methods(method))
+    dataset = assembly.open_dataset(config)
+    shown = assembly.rehearse(plan(config, dataset.identity()), dataset.spec, torch.device("cpu"))
+    terms = next(one.terms for one in shown if one.run.method == "m")
+    assert terms.keys() == {"ce", "kd", "hint"} and all(value > 0 for value in terms.values())
 
 
 def test_cutmix_needs_pictures(tmp_path):
@@ -506,7 +588,7 @@ def test_cutmix_needs_pictures(tmp_path):
 
 def test_a_view_that_the_data_lack_is_said_in_words(tmp_path):
     with pytest.raises(Exception, match=r"the data set has no view 'strong'.*strong_view"):
-        run(with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.strong_view: strong}}"), tmp_path)
+        run(with_methods("{name: m, use: mlkd, teacher: a, set: {mlkd.view: strong}}"), tmp_path)
 
 
 def test_the_pairs_of_layers_are_told(tmp_path):

@@ -278,13 +278,13 @@ def test_a_student_freezes_in_the_step_that_is_not_finite(poison, what, optimize
     for position, batch in enumerate(batches):
         if position == 4:
             before = [p.detach().clone() for p in student.parameters]
-            state = {n: t.clone() for n, t in optimizer_tensors(student.updates).items()}
+            state = {n: t.clone() for n, t in optimizer_tensors(student.optimizers).items()}
         student.step(batch, {})
     student.flush()
     assert (student.failure.epoch, student.failure.step) == (1, 1)
     assert student.failure.term == ("the gradient" if what == "gradient" else "the term 'poison'")
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters, strict=True))
-    after = optimizer_tensors(student.updates)
+    after = optimizer_tensors(student.optimizers)
     assert state.keys() == after.keys() and all(torch.equal(state[name], after[name]) for name in state)
 
 
@@ -680,7 +680,7 @@ def test_a_step_uses_the_rate_of_its_position(tmp_path):
     for epoch in range(3):
         for batch in dataset.batches(planned.runs[-1].draw, epoch):
             student.step(batch, {})
-            rates.append(student.updates[0].param_groups[0]["lr"])
+            rates.append(student.optimizers[0].param_groups[0]["lr"])
     assert rates == pytest.approx(
         [0.01 * min((s + 1) / 3, 1) * 0.5 * (1 + math.cos(math.pi * s / 9)) for s in range(9)]
     )

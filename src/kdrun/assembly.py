@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -208,7 +209,7 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
                 teachers[run.name] = (
                     from_file(run, spec, device)
                     if run.weights
-                    else Frozen(network.model, network.view, device)
+                    else _frozen_as_finished(run, network, spec, device)
                 )
         except Mismatch as error:
             problems.append(_problem(error, run.path if error.key == "view" else (*run.path, "model")))
@@ -232,6 +233,13 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
     if problems:
         raise plan.config.error(dict.fromkeys(problems))
     return list(shown.values())
+
+
+def _frozen_as_finished(run: Run, network: Network, spec: Spec, device: torch.device) -> Frozen:
+    """A teacher as those that learn from it will see it: with a loss's parts, where it predicts by them."""
+    predicts = any(registry.LOSSES[loss.kind].at_inference for loss in run.losses)
+    seen = finished_network(run, spec, device) if predicts else network
+    return Frozen(seen.model, seen.view, device)
 
 
 def _without_download(run: Run, spec: Spec, device: torch.device) -> Network:
@@ -273,17 +281,22 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     taught = {name: teacher(batch) for name, teacher in own.items()}
     teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
     activation_bytes = _saved_bytes(lambda: student.step(batch, taught), student.parameters)
-    step_seconds = _seconds(lambda: student.step(batch, taught), network.device)
-    sums = student.checkpoint({}).state["sums"]
+    terms, seconds = dict(student.rehearsed()), 0.0
+    turns = student.turns()
+    for epoch, following in pairwise([*turns, run.training.epochs]):
+        student.position = epoch
+        took = _seconds(lambda: student.step(batch, taught), network.device)
+        seconds += took * (following - epoch) / run.training.epochs
+        terms |= student.rehearsed()
     return Rehearsed(
         run=run,
-        parameters=models.parameters(network.model),
-        macs=models.macs(network.model, spec.shapes[network.view]),
+        parameters=models.parameters(student.exportable),
+        macs=models.macs(student.exported().model, spec.shapes[network.view]),
         adapter_parameters=sum(p.numel() for p in student.objective.parameters()),
         activation_bytes=activation_bytes,
-        step_seconds=step_seconds,
+        step_seconds=seconds,
         teacher_seconds=teacher_seconds,
-        terms={name: total / student.position for name, total in sums.items()},
+        terms=dict.fromkeys(student.objective.weights, 0.0) | terms,
         compared=[
             f"{run.title.rpartition('/')[0]}: {sentence}"
             for term in student.objective.named.values()
@@ -321,7 +334,11 @@ def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:
     for run in plan.runs:
         if (run.role, run.name) not in tables:
             try:
-                network = bare_network(run, spec, cpu)
+                network = (
+                    bare_network(run, spec, cpu)
+                    if run.role == "student"
+                    else finished_network(run, spec, cpu)
+                )
             except Mismatch as error:
                 raise plan.config.error([_problem(error, (*run.path, "model"))]) from error
             batch = spec.random_batch(2)

@@ -18,9 +18,9 @@ import kdrun.data
 import kdrun.losses
 import kdrun.models  # noqa: F401 (importing the families registers their components)
 from kdrun import errors, registry
-from kdrun.contracts import Combine, DatasetConfig, JointLoss, LossConfig, ModelConfig, Published
+from kdrun.contracts import Combine, DatasetConfig, JointLoss, LossConfig, Mask, ModelConfig, Published
 from kdrun.errors import ConfigError, Problem, did_you_mean
-from kdrun.optimization import Sgd, Stage, Training, merged
+from kdrun.optimization import Sgd, Stage, Training, merged, stage_at
 from kdrun.schema import Schema, as_list, kind_alone
 from kdrun.yamlsource import Source, default_name
 
@@ -159,6 +159,15 @@ class Method:
     training: Mapping[str, Any] = field(default_factory=dict)
     """what it changes of a student's training"""
 
+    def towards(self, sources: list[str]) -> Method:
+        """The method with every term that looks at a teacher looking at these."""
+        target = sources[0] if len(sources) == 1 else sources
+        losses = tuple(
+            loss.model_copy(update={"teacher": target}) if registry.LOSSES[loss.kind].needs_teacher else loss
+            for loss in self.losses
+        )
+        return replace(self, losses=losses)
+
 
 class Config:
     """A checked experiment with its source, so that later errors can still point at a line."""
@@ -275,11 +284,25 @@ def _name_of(method: object, number: int) -> str:
     return name if isinstance(name, str) else str(number)
 
 
+FOR_ALL_TERMS = {"teacher": "teacher", "combine": "combine", "last_epoch": "early_stop"}
+"""Keys of a term that a method can give for all of its terms, and the method's own keys for them."""
+
+
 def _show_set_keys(experiment: Experiment, source: Source) -> None:
-    """Have what is said of a published mix's key point at the ``set`` that gave it, where one did."""
+    """Have what is said of a published mix's key point at what gave it: the method's own key, or its ``set``."""
     for number, method in enumerate(experiment.methods):
+        published = published_methods().get(method.use or "")
+        for term in published.losses if published else ():
+            for key, own in FOR_ALL_TERMS.items():
+                if getattr(method, own) is not None:
+                    source.aliases["methods", number, term.get("name", term["kind"]), key] = (
+                        "methods",
+                        number,
+                        own,
+                    )
         for key in method.set:
-            source.aliases["methods", number, key.partition(".")[2]] = ("methods", number, "set", key)
+            label, _, rest = key.partition(".")
+            source.aliases["methods", number, label, rest] = ("methods", number, "set", key)
 
 
 def _rebuild_schema() -> None:
@@ -308,6 +331,8 @@ def _with_kinds_alone(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     schema = {key: _with_kinds_alone(value) for key, value in schema.items()}
+    if schema.get("$ref") == "#/$defs/Mask":
+        return {"anyOf": [{"enum": list(get_args(Mask.model_fields["kind"].annotation))}, schema]}
     if "discriminator" in schema:
         kinds = list(schema.pop("discriminator")["mapping"])
         schema["anyOf"] = [{"enum": kinds}, *schema.pop("oneOf")]
@@ -374,10 +399,10 @@ def _expanded(method: MethodConfig, path: errors.Path, teachers: list[str]) -> M
             losses = TypeAdapter(list[AnyLoss]).validate_python(terms)
         except ValidationError as error:
             raise ConfigError(_set_problems(error, terms, path)) from None
-        paths = (path,) * len(losses)
+        paths = tuple((*path, loss.label) for loss in losses)
     stages = method.stages
     if stages is None and method.use is not None:
-        stages = TypeAdapter(list[Stage]).validate_python(published_methods()[method.use].stages)
+        stages = _renamed(published_methods()[method.use], [loss.label for loss in losses])
     changed = {key: getattr(method, key) for key in ("mixup", "cutmix") if getattr(method, key) is not None}
     return Method(
         method.name,
@@ -387,6 +412,18 @@ def _expanded(method: MethodConfig, path: errors.Path, teachers: list[str]) -> M
         method.momentum_gap,
         changed,
     )
+
+
+def _renamed(published: Published, labels: list[str]) -> list[Stage]:
+    """The published stages, with what `set` calls their terms."""
+    names = {
+        term.get("name", term["kind"]): label for term, label in zip(published.losses, labels, strict=True)
+    }
+    stages = TypeAdapter(list[Stage]).validate_python(published.stages)
+    return [
+        stage.model_copy(update={"losses": stage.losses and [names[name] for name in stage.losses]})
+        for stage in stages
+    ]
 
 
 def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> LossConfig:
@@ -422,7 +459,15 @@ def _apply(terms: list[dict[str, Any]], key: str, value: Any, path: errors.Path)
     target = labels[name]
     *parents, last = rest.split(".")
     for parent in parents:
-        target = target.setdefault(parent, {})
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            return Problem(
+                (*path, "set", key),
+                f"'{parent}' of '{name}' has no keys",
+                f"write it whole: {name}.{parent}",
+                True,
+            )
+        target = inner
     target[last] = value
     return None
 
@@ -499,7 +544,8 @@ def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
         known = _keys_at(item["loc"][:-1], schema)
         return Problem(path, f"unknown key '{path[-1]}'", did_you_mean(path[-1], known), True)
     if kind == "missing":
-        return Problem(path[:-1], f"the key '{path[-1]}' is missing")
+        key = item["loc"][-1]  # not in the path where the kind alone stands for the mapping
+        return Problem(path[:-1] if path[-1:] == (key,) else path, f"the key '{key}' is missing")
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
         return Problem(
@@ -610,32 +656,66 @@ def _cross_checks(experiment: Experiment) -> Iterable[Problem]:
     for number, method in enumerate(experiment.methods):
         path: errors.Path = ("methods", number)
         yield from _unknown_teachers(method.teacher, path, experiment.teachers)
-        yield from _momentum_problems(method, path, experiment)
         misused = list(_method_problems(method, path))
-        yield from misused or _mix_problems(method, path, list(experiment.teachers))
+        yield from misused or _mix_problems(method, path, experiment)
 
 
-def _momentum_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
-    """Two momenta need an optimizer that has one, and room on both sides of it."""
-    for name, student in experiment.students.items():
-        optimizer = merged(experiment.training, student.training).optimizer
-        if method.momentum_gap is None:
-            continue
+def _training_problems(
+    expanded: Method, method: MethodConfig, path: errors.Path, training: Training
+) -> Iterable[Problem]:
+    """What a method asks of a training that may not be able to give it."""
+    optimizer, gap = training.optimizer, expanded.momentum_gap
+    if gap is not None:
         if not isinstance(optimizer, Sgd):
-            words, hint = (
-                f"'{name}' is trained by {optimizer.kind}, which has no momentum to be set apart",
-                "use sgd",
-            )
-            yield Problem((*path, "momentum_gap"), words, hint)
-        elif not method.momentum_gap <= optimizer.momentum < 1 - method.momentum_gap:
+            words = f"two momenta need an optimizer that has one, and this is {optimizer.kind}"
+            yield Problem((*path, "momentum_gap"), words, "use sgd")
+        elif not gap < optimizer.momentum < 1 - gap:
+            words = f"momenta {optimizer.momentum} ± {gap} are not both between 0 and 1"
+            yield Problem((*path, "momentum_gap"), words, "write a smaller gap")
+    for loss in expanded.losses:
+        if loss.mask is not None and training.compile:
+            words = f"'{loss.label}' has a mask, of another size in each step, and the training is compiled"
+            yield Problem(path, words, "write compile: false, or no mask")
+        if loss.mask is not None and (training.mixup or training.cutmix) and not loss.teachers:
+            words = f"'{loss.label}' looks at labels through a mask, and the samples are mixed of two"
+            yield Problem(path, words, "write no mask, or no mixing")
+    if method.use is None or method.stages or method.early_stop or method.set:
+        yield from _unused(expanded, method, path, training.epochs)
+
+
+def _unused(expanded: Method, method: MethodConfig, path: errors.Path, epochs: int) -> Iterable[Problem]:
+    """Terms and stages that never have their turn."""
+    stages = [stage_at(expanded.stages, epoch, epochs) for epoch in range(epochs)]
+    for number, stage in enumerate(method.stages or ()):
+        if not any(stage is other for other in stages):
             yield Problem(
-                (*path, "momentum_gap"),
-                f"momenta {optimizer.momentum} ± {method.momentum_gap} are not both in [0, 1)",
-                "write a smaller gap",
+                (*path, "stages", number), f"the stages before it take all {epochs} epochs", "shorten them"
+            )
+    for loss in expanded.losses:
+        counts = [stage.losses is None or loss.label in stage.losses for stage in stages]
+        weights = [loss.weight_in(epoch, epochs) for epoch in range(epochs)]
+        if loss.weight and not any(
+            weight for weight, counted in zip(weights, counts, strict=True) if counted
+        ):
+            yield Problem(
+                path,
+                f"'{loss.label}' counts in none of the {epochs} epochs",
+                "change its epochs or the stages",
             )
 
 
-def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Iterable[Problem]:
+def _export_problems(expanded: Method, path: errors.Path) -> Iterable[Problem]:
+    """An exported student predicts by one loss's parts."""
+    predicting = [loss for loss in expanded.losses if registry.LOSSES[loss.kind].at_inference]
+    if sum(max(len(loss.teachers), 1) for loss in predicting) > 1:
+        kinds = ", ".join(dict.fromkeys(loss.kind for loss in predicting))
+        yield Problem(
+            path, f"a student can predict by the parts of one '{kinds}' and one teacher only", "keep one"
+        )
+
+
+def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    teachers = list(experiment.teachers)
     try:
         expanded = _expanded(method, path, teachers)
     except ConfigError as error:
@@ -643,6 +723,10 @@ def _mix_problems(method: MethodConfig, path: errors.Path, teachers: list[str]) 
         return
     yield from _term_problems(expanded, teachers, method.teacher)
     yield from _stage_problems(expanded, method, path)
+    yield from _export_problems(expanded, path)
+    for student in experiment.students.values():
+        training = merged(experiment.training, student.training).model_copy(update=expanded.training)
+        yield from _training_problems(expanded, method, path, training)
     if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
 
@@ -658,8 +742,10 @@ def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -
                 )
         if stage.length(1) is None and number + 1 < len(method.stages or ()):
             yield Problem(place, "only the last stage may say no length", "add `epochs` or `share`")
-    if method.early_stop and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
-        yield Problem((*path, "early_stop"), "no term of this method looks at a teacher", "remove it", True)
+    if not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        for key in ("early_stop", "momentum_gap"):
+            if getattr(method, key) is not None:
+                yield Problem((*path, key), "no term of this method looks at a teacher", "remove it", True)
 
 
 def _unknown_teachers(
@@ -720,6 +806,8 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
         elif teacher.method and teacher.method not in known_methods:
             hint = did_you_mean(teacher.method, known_methods)
             yield Problem((*path, "method"), f"there is no method '{teacher.method}'", hint)
+        elif teacher.method and set(teacher.sources) <= teachers.keys():
+            yield from _distilled_problems(teacher, path, experiment)
         if teacher.seeds is not None and "seed" in teacher.model_fields_set:
             yield Problem((*path, "seed"), "`seeds: each` takes the students' seeds", "remove `seed`", True)
         for source in teacher.sources:
@@ -761,6 +849,27 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     f"there is no file '{file}'",
                     "a path from the working folder",
                 )
+
+
+def _distilled_problems(
+    teacher: TeacherConfig, path: errors.Path, experiment: Experiment
+) -> Iterable[Problem]:
+    """What does not fit between a distilled teacher's method and its sources, all pointing at the method's name."""
+    named = {method.name: method for method in experiment.methods}
+    assert teacher.method is not None
+    method = named.get(teacher.method, MethodConfig(name=teacher.method, use=teacher.method))
+    if list(_method_problems(method, path)):
+        return
+    try:
+        expanded = _expanded(method, path, list(experiment.teachers)).towards(teacher.sources)
+    except ConfigError:
+        return  # said of the method itself
+    training = merged(experiment.training, teacher.training)
+    found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
+    for loss in expanded.losses:
+        found += _combination_problems(loss, path)
+    for problem in found:
+        yield Problem((*path, "method"), problem.message, problem.hint)
 
 
 def _in_circle(name: str, teachers: Mapping[str, TeacherConfig]) -> bool:

@@ -252,6 +252,13 @@ class Taps:
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
+    crosswise: bool = False
+    """Whether every layer of one is compared with every layer of the other."""
+
+    def __str__(self) -> str:
+        if self.crosswise:
+            return f"each of {', '.join(self.student)} with each of {', '.join(self.teacher)}"
+        return ", ".join(f"{s} with {t}" for s, t in zip(self.student, self.teacher, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from kdrun.losses.numerics import certainty
 from kdrun.models import Frozen, Network
 from kdrun.optimization import Stage
 from kdrun.randomness import derive
+from kdrun.taps import LayerTable
 
 Survey = Callable[[Frozen], Iterable[tuple[Batch, Outputs]]]
 LEAST_ROWS = 2
@@ -42,6 +43,13 @@ class Surroundings:
     seed: int
     survey: Survey
     label_smoothing: float = 0.0
+    tables: dict[str, LayerTable] = field(default_factory=dict)
+
+    def table(self, network: Network, owner: str) -> LayerTable:
+        """A network's layers, looked up once."""
+        if owner not in self.tables:
+            self.tables[owner] = network.describe(self.batch, owner)
+        return self.tables[owner]
 
 
 class Term(nn.Module):
@@ -70,11 +78,7 @@ class Term(nn.Module):
     @property
     def compared(self) -> list[str]:
         """Which layers it compares with which, a sentence for each teacher."""
-        return [
-            f"{self.label}: " + ", ".join(f"{s} with {t}" for s, t in pairs) + f" of {teacher}"
-            for teacher, taps in self.taps.items()
-            if (pairs := list(zip(taps.student, taps.teacher, strict=False)))
-        ]
+        return [f"{self.label}: {taps} of {teacher}" for teacher, taps in self.taps.items() if taps.student]
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The weighted term, a scalar; 0 where it weighs nothing."""
@@ -165,9 +169,9 @@ def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Ma
 
     ``place`` is its place among the term's losses: adapters of one term start apart, whatever teachers are called.
     """
-    student = around.student.describe(around.batch, "the student")
+    student = around.table(around.student, "the student")
     teachers = {name: around.teachers[name] for name in names}
-    tables = {name: t.describe(around.batch, f"the teacher '{name}'") for name, t in teachers.items()}
+    tables = {name: around.table(teacher, f"the teacher '{name}'") for name, teacher in teachers.items()}
     joint = isinstance(loss, JointLoss)
     taps: Mapping[str, Taps]
     if isinstance(loss, JointLoss):

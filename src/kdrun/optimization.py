@@ -23,6 +23,12 @@ class Sgd(Schema):
     weight_decay: float = Field(default=5e-4, ge=0)
     nesterov: bool = False
 
+    @model_validator(mode="after")
+    def _momentum_for_nesterov(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("'nesterov' needs a momentum above 0")
+        return self
+
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""
         parameters = list(parameters)

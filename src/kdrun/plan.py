@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Run:
             "result_version": RESULT_VERSION,
             "role": self.role,
             "device": self.device,
-            "dataset": self.data,
+            "dataset": self._data_seen(),
             "model": self.model.model_dump(mode="json", exclude={"initial_weights"}),
             "view": self.view,
             "plugins": self._plugin_code(),
@@ -89,6 +89,11 @@ class Run:
             "stages": [stage.model_dump(mode="json") for stage in self.stages],
             "momentum_gap": self.momentum_gap,
         }
+
+    def _data_seen(self) -> dict[str, Any]:
+        """What decides the samples that it sees: a further view only where it looks at one."""
+        looks = self.view is not None or any(getattr(loss, "view", None) is not None for loss in self.losses)
+        return {key: value for key, value in self.data.items() if looks or key != "strong_view"}
 
     def _plugin_code(self) -> dict[str, str]:
         """The hash of the source of every component that is not kdrun's own: mended code makes another result."""
@@ -201,7 +206,7 @@ def _teacher_run(
 ) -> Run:
     sources = teacher.sources
     method = (
-        _towards(config.method(teacher.method, ("teachers", name, "method")), sources)
+        config.method(teacher.method, ("teachers", name, "method")).towards(sources)
         if teacher.method
         else config.methods[ALONE]
     )
@@ -240,16 +245,6 @@ def _run(
         device=config.experiment.device,
         **rest,
     )
-
-
-def _towards(method: Method, sources: list[str]) -> Method:
-    """The method with every term that looks at a teacher looking at these."""
-    target = sources[0] if len(sources) == 1 else sources
-    losses = tuple(
-        loss.model_copy(update={"teacher": target}) if registry.LOSSES[loss.kind].needs_teacher else loss
-        for loss in method.losses
-    )
-    return replace(method, losses=losses)
 
 
 def _student_run(

@@ -17,6 +17,7 @@ from kdrun.contracts import Batch, Model, Outputs
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
 from kdrun.optimization import (
+    EVERYTHING,
     Part,
     Sgd,
     Stage,
@@ -89,7 +90,7 @@ class Student:
         self.parts = _parts(network.model, objective)
         self.parameters = [p for parameters in self.parts.values() for p in parameters]
         self.device = self.parameters[0].device
-        self.updates = _updates(training, self.parameters, plugs.momentum_gap)
+        self.optimizers = _optimizers(training, self.parameters, plugs.momentum_gap)
         self.average = copy.deepcopy(self.exportable.state_dict()) if training.ema else None
         self.best: dict[str, Tensor] | None = None
         self.best_score = float("-inf")
@@ -99,7 +100,8 @@ class Student:
         self.metrics: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(objective.weights, 0.0)
         self._unread: list[Tensor] = []
-        self._epoch, self._learns = -1, True
+        self._epoch, self._stage = -1, EVERYTHING
+        self._both = [False] * len(self.parameters)
         self._not_finite = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
         self._run = (
@@ -111,8 +113,7 @@ class Student:
         began = time.perf_counter()
         self._begin_epoch()
         seed_device(derive(self.seed, "step", self.position), self.device)
-        self.model.train(self._learns)
-        self.objective.train()
+        self._take_modes()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             terms = self._run(batch, taught)
         values = {name: term.float() for name, term in terms.items()}
@@ -134,15 +135,20 @@ class Student:
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        stage = stage_at(self.plugs.stages, epoch, self.training.epochs)
-        self.objective.begin(epoch, self.training.epochs, stage)
+        self._stage = stage_at(self.plugs.stages, epoch, self.training.epochs)
+        self.objective.begin(epoch, self.training.epochs, self._stage)
         for part, parameters in self.parts.items():
             for parameter in parameters:
-                parameter.requires_grad_(part in stage.train)
-        self._learns = "body" in stage.train or "classifier" in stage.train
+                parameter.requires_grad_(part in self._stage.train)
+
+    def _take_modes(self) -> None:
+        """What learns is in training mode; what does not keeps its statistics, too."""
+        self.model.train("body" in self._stage.train)
+        self.model.get_submodule(self.model.head).train("classifier" in self._stage.train)
+        self.objective.train("adapters" in self._stage.train)
 
     def _gradients(self, values: Mapping[str, Tensor]) -> list[Gradients]:
-        """The gradients of all terms together, or where momenta are apart of the teachers' terms and of the others."""
+        """The gradients of all terms together, or with two momenta of the others and of the teachers' terms."""
         if self.plugs.momentum_gap is None:
             sums = [list(values.values())]
         else:
@@ -172,11 +178,11 @@ class Student:
     def _update(self, gradients: list[Gradients]) -> None:
         """A step of every optimizer that has gradients."""
         rate = self.training.learning_rate(self.position, self.steps_per_epoch)
-        if self.plugs.momentum_gap is not None:
-            gradients = _apart(*gradients)
         if self.training.clip is not None:
             _clip(gradients, self.training.clip)
-        for optimizer, part in zip(self.updates, gradients, strict=True):
+        if self.plugs.momentum_gap is not None:
+            gradients = self._apart(*gradients)
+        for optimizer, part in zip(self.optimizers, gradients, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             # torch's own gradient scaler hands these over in the same way, undeclared.
@@ -186,6 +192,26 @@ class Student:
                 parameter.grad = gradient
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _apart(self, others: Gradients, taught: Gradients) -> list[Gradients]:
+        """The gradients for ``_optimizers``: of a weight that ever had both kinds, and of one that had only one.
+
+        Where a kind goes missing (its terms have ended) it is a gradient of 0, so that its momentum runs on.
+        """
+        pairs = list(zip(others, taught, strict=True))
+        self._both = [
+            known or (a is not None and b is not None)
+            for known, (a, b) in zip(self._both, pairs, strict=True)
+        ]
+
+        def side(own: Tensor | None, other: Tensor | None) -> Tensor | None:
+            return torch.zeros_like(other) if own is None and other is not None else own
+
+        return [
+            [side(a, b) if both else None for both, (a, b) in zip(self._both, pairs, strict=True)],
+            [side(b, a) if both else None for both, (a, b) in zip(self._both, pairs, strict=True)],
+            [None if both else b if a is None else a for both, (a, b) in zip(self._both, pairs, strict=True)],
+        ]
 
     def _update_average(self) -> None:
         assert self.average is not None and self.training.ema is not None
@@ -212,6 +238,29 @@ class Student:
                 return
             for name, value in zip(self._sums, values, strict=True):
                 self._sums[name] += value
+
+    def turns(self) -> list[int]:
+        """The epochs, counted from 0, in which other terms or parts begin to count; the first is 0."""
+        epochs = self.training.epochs
+        turns = [0]
+        for epoch in range(1, epochs):
+            states = [
+                (
+                    stage_at(self.plugs.stages, e, epochs),
+                    [bool(term.config.weight_in(e, epochs)) for term in self.objective.named.values()],
+                )
+                for e in (epoch - 1, epoch)
+            ]
+            if states[0] != states[1]:
+                turns.append(epoch)
+        return turns
+
+    def rehearsed(self) -> dict[str, float]:
+        """The weighted terms of the last step, those that count; its marks in the log are wiped out."""
+        self.flush()
+        values = {name: self._sums[name] for name, weight in self.objective.weights.items() if weight}
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        return values
 
     def close_epoch(self, validation: dict[str, float] | None, metric: str) -> None:
         """Write the epoch's line of the log, and keep the weights if they are the best on validation."""
@@ -256,7 +305,7 @@ class Student:
         parts = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
-            "optimizer": optimizer_tensors(self.updates),
+            "optimizer": optimizer_tensors(self.optimizers),
             "average": self.average or {},
             "best": self.best or {},
         }
@@ -271,6 +320,7 @@ class Student:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "sums": self._sums,
+            "both_gradients": self._both,
             "resolved": resolved,
         }
         return Checkpoint(self.position, arrays, state)
@@ -283,13 +333,14 @@ class Student:
             parts.setdefault(part, {})[name] = torch.from_numpy(array.copy()).to(self.device)
         self.model.load_state_dict(parts["model"])
         self.objective.load_state_dict(parts.get("objective", {}))
-        load_optimizer_tensors(self.updates, parts.get("optimizer", {}))
+        load_optimizer_tensors(self.optimizers, parts.get("optimizer", {}))
         self.average = parts.get("average")
         self.best = parts.get("best")
         state = checkpoint.state
         self.best_score = float("-inf") if state["best_score"] is None else state["best_score"]
         self.position, self.epochs_closed = checkpoint.step, state["epochs_closed"]
         self.seconds, self.metrics, self._sums = state["seconds"], state["metrics"], state["sums"]
+        self._both = state["both_gradients"]
 
 
 def _exportable(model: Model, objective: Objective) -> Model:
@@ -310,10 +361,10 @@ def _parts(model: Model, objective: Objective) -> dict[Part, list[Tensor]]:
     }
 
 
-def _updates(
+def _optimizers(
     training: Training, parameters: Sequence[Tensor], momentum_gap: float | None
 ) -> list[torch.optim.Optimizer]:
-    """The optimizer, or with momenta apart three: of the others' terms, of the teachers', and of one kind alone.
+    """The optimizer, or with two momenta three: of the others' terms, of the teachers', and of one kind alone.
 
     Two steps of SGD after each other are one with two momenta: Zhao, Cui, Song, Liang, "DOT: A
     Distillation-Oriented Trainer", 2023. The weight decay is with the others' terms.
@@ -327,19 +378,10 @@ def _updates(
     return [sgd.model_copy(update=recipe).build(parameters) for recipe in recipes]
 
 
-def _apart(others: Gradients, taught: Gradients) -> list[Gradients]:
-    """The gradients for ``_updates``: where a parameter has both kinds, and where it has only one."""
-    both = [a is not None and b is not None for a, b in zip(others, taught, strict=True)]
-    return [
-        [a if two else None for a, two in zip(others, both, strict=True)],
-        [b if two else None for b, two in zip(taught, both, strict=True)],
-        [None if two else (b if a is None else a) for a, b, two in zip(others, taught, both, strict=True)],
-    ]
-
-
 def _clip(gradients: list[Gradients], most: float) -> None:
-    """Scale all gradients, in place, so that the norm of them together is at most ``most``."""
-    given = [gradient for part in gradients for gradient in part if gradient is not None]
+    """Scale all gradients, in place, so that the norm of their sum is at most ``most``."""
+    sums = [[g for g in of_one if g is not None] for of_one in zip(*gradients, strict=True)]
+    given = [g for of_one in sums for g in of_one]
     if given:
-        norm = torch.nn.utils.get_total_norm(given)
+        norm = torch.nn.utils.get_total_norm([sum(g[1:], start=g[0]) for g in sums if g])
         torch._foreach_mul_(given, (most / (norm + 1e-6)).clamp(max=1.0))

@@ -94,7 +94,9 @@ def _told(students: Sequence[Student]) -> str:
 def _parts(batch: Batch, taught: Mapping[str, Outputs]) -> Iterator[tuple[str, Tensor]]:
     for name, view in batch.views.items():
         yield f"the input '{name}'", view
-    for name, outputs in taught.items():
+    seen = [(name, outputs) for name, outputs in taught.items()]
+    seen += [(name, outputs.views[view]) for name, outputs in taught.items() for view in outputs.views]
+    for name, outputs in seen:
         yield f"the output of the teacher '{name}'", outputs.logits
         for layer, feature in outputs.features.items():
             yield f"the layer '{layer}' of the teacher '{name}'", feature

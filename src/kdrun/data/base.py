@@ -174,9 +174,13 @@ class SampleSet(Dataset):
             self._augmentations[STRONG] = augmentation.parts(strong)
             self.spec = replace(spec, shapes={VIEW: self._shape, STRONG: self._shape})
         if not self.pictures and (len(self._augmentations) > 1 or self._augmentations[VIEW]):
+            written = bool(self._augmentations[VIEW])
+            key, cure = (
+                ("augmentation", "write `augmentation: none`") if written else ("strong_view", "remove it")
+            )
             raise DataError(
-                f"dataset.augmentation: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, "
-                "and augmentation is for pictures; write `augmentation: none`"
+                f"dataset.{key}: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, "
+                f"and augmentation is for pictures; {cure}"
             )
         self.classes = [str(label) for label in range(spec.classes)]
         self.feature_names = [] if self.pictures else [f"x{i}" for i in range(self._shape[0])]
@@ -300,7 +304,8 @@ class SampleSet(Dataset):
         labels = train.labels if draw.labels == "all" else train.given
         for step, (index, samples) in enumerate(train.gather(order), start=first):
             views, mix = {}, None
-            for view, purpose in zip(self._augmentations, ("augment", "augment strongly"), strict=False):
+            for view in self._augmentations:
+                purpose = {VIEW: "augment", STRONG: "augment strongly"}[view]
                 x = self._inputs(samples, view, generator(draw.seed, draw.purpose, purpose, epoch, step))
                 views[view], mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
             yield Batch(views, labels[index], index, mix)

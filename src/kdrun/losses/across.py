@@ -207,7 +207,7 @@ class SemanticCalibration(Loss):
         for table, layers in ((student, self.ours), (teacher, self.theirs)):
             for layer in layers:
                 require_maps("semckd", table, layer, "layers")
-        return Taps(self.ours, self.theirs)
+        return Taps(self.ours, self.theirs, crosswise=True)
 
     def build(self, context: Context) -> None:
         """Make queries, keys and regressors."""

@@ -137,6 +137,17 @@ class SimKD(LayerLoss):
     }
     size: tuple[int, int]
 
+    def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
+        """One map of each; raises ``Mismatch`` for class maps, which an exported body has no classifier to make of."""
+        taps = super().taps(student, teacher)
+        if CLASS_MAPS in taps.student:
+            raise Mismatch(
+                "'simkd' leaves the student's classifier out, and class maps need it",
+                "name a stage",
+                "student_layer",
+            )
+        return taps
+
     def build(self, context: Context) -> None:
         """Make the projector, and copy the teacher's classifier."""
         (ours, *a), (theirs, *b) = self.shapes(context)

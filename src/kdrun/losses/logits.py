@@ -383,8 +383,8 @@ class MultiLevelKD(LogitLoss):
         """factor of the similarities between classes"""
         confidence: Literal["code", "sample", "none"] = "code"
         """code: the factors m and m_c; sample: a mask of samples and classes; none: neither"""
-        strong_view: str | None = None
-        """the data set's strongly augmented view"""
+        view: str | None = None
+        """the strongly augmented view of the samples: `strong`, where the data set has a `strong_view`"""
 
     config: Config
     published = {
@@ -402,12 +402,12 @@ class MultiLevelKD(LogitLoss):
 
     def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
         """The strong view, if there is one."""
-        return Taps(views=(self.config.strong_view,) if self.config.strong_view else ())
+        return Taps(views=(self.config.view,) if self.config.view else ())
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The weighted sum of all parts, ≥ 0."""
         assert teacher is not None
-        view = self.config.strong_view
+        view = self.config.view
         strong = (student.views[view], teacher.views[view]) if view else (student, teacher)
         with exact(student.logits):
             return self._sum(*(_logits(*pair) for pair in ((student, teacher), strong)))

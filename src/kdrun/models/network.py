@@ -76,10 +76,8 @@ class Network:
         """The layers that can be tapped, with their shapes; the model is left as it was."""
         table = taps.describe(self.model, batch.views[self.view], owner)
         self._recorder.take()
-        last, head = (
-            table.stages[-1] if table.stages else "",
-            dict(self.model.named_modules()).get(self.model.head),
-        )
+        last = table.stages[-1] if table.stages else ""
+        head = dict(self.model.named_modules()).get(self.model.head)
         if (
             isinstance(head, nn.Linear)
             and len(table.shapes.get(last, ())) == 3

@@ -233,7 +233,9 @@ TERMS = {
     "binary_kd": lambda h, _: [Term({"kind": "binary-kd"})],
     # features
     "fitnet": lambda h, _: [
-        Term({"kind": "hint", "adapter": "regressor"}, modules={"conv_reg": "regressor"})
+        Term(
+            {"kind": "hint", "adapter": "regressor", "relu": h["use_relu"]}, modules={"conv_reg": "regressor"}
+        )
     ],
     "hint_mse": lambda h, _: [Term({"kind": "hint", "adapter": "none"})],
     "at": lambda h, inputs: [Term({"kind": "at", "p": h["p"], "layers": _stages(inputs)})],
@@ -242,13 +244,18 @@ TERMS = {
     ],
     "fsp": lambda h, inputs: [Term({"kind": "fsp", "layers": _stages(inputs)})],
     "nst": lambda h, inputs: [Term({"kind": "nst", "layers": _stages(inputs)})],
-    "ft": lambda h, _: [Term({"kind": "ft"}, modules=FT_MODULES)],
+    "ft": lambda h, _: [Term({"kind": "ft", "planes": h["k_planes"]}, modules=FT_MODULES)],
     "ft_repdistiller": lambda h, _: [Term({"kind": "ft", "adapter": "none", "form": "attention"})],
-    "ft_paraphraser": lambda h, _: [Term({"kind": "ft"}, modules=FT_MODULES, pretrain=True)],
+    "ft_paraphraser": lambda h, _: [
+        Term({"kind": "ft", "planes": h["k_planes"]}, modules=FT_MODULES, pretrain=True)
+    ],
     "ab": lambda h, inputs: [Term({"kind": "ab", "margin": h["margin"], "layers": _stages(inputs)})],
     "ofd": _ofd,
     "vid": lambda h, _: [
-        Term({"kind": "vid", "variance": h["init_pred_var"]}, modules={"vid": "adapters.0"})
+        Term(
+            {"kind": "vid", "variance": h["init_pred_var"], "middle": h["mid_channels"]},
+            modules={"vid": "adapters.0"},
+        )
     ],
     "reviewkd": _reviewkd,
     "reviewkd_hcl": lambda h, inputs: [

@@ -67,6 +67,8 @@ class FactorTransfer(LayerLoss):
         kind: Literal["ft"]
         rate: float = Field(default=0.5, gt=0)
         """channels of a factor, as a share of the teacher's"""
+        planes: int | None = Field(default=None, ge=1)
+        """channels of a factor; by `rate` where nothing is said"""
         form: Literal["factors", "attention"] = "factors"
         """factors: the paper's; attention: their mean squares over channels"""
         adapter: Literal["paraphraser", "none"] = "paraphraser"
@@ -101,7 +103,7 @@ class FactorTransfer(LayerLoss):
     def build(self, context: Context) -> None:
         """Make paraphraser and translator."""
         (ours, *_), (theirs, *_) = self.shapes(context)
-        planes = max(1, int(theirs * self.config.rate))
+        planes = self.config.planes or max(1, int(theirs * self.config.rate))
         self.paraphraser: Paraphraser | None = None
         if self.config.adapter == "paraphraser":
             self.paraphraser, self.adapter = Paraphraser(theirs, planes), _encoder(ours, planes)

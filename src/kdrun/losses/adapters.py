@@ -17,17 +17,19 @@ class MapRegressor(nn.Module):
     """ReLU(BN(conv(f))): a student's map (B, D, H, W) to the teacher's channels and, where it can, size.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", 2015. The ReLU stands at the end because the
-    teacher's maps come after one.
+    teacher's maps come after one; without ``relu`` it is left out.
     """
 
-    def __init__(self, student: Shape, teacher: Shape) -> None:
+    def __init__(self, student: Shape, teacher: Shape, relu: bool = True) -> None:
         super().__init__()
         self.conv = _convolution(student, teacher)
         self.bn = nn.BatchNorm2d(teacher[0])
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """The regressed map (B, C_t, H, W)."""
-        return F.relu(self.bn(self.conv(x)))
+        regressed: Tensor = self.bn(self.conv(x))
+        return F.relu(regressed) if self.relu else regressed
 
 
 def pointwise(student: Shape, teacher: Shape, norm: bool = True, bias: bool = False) -> nn.Sequential:
@@ -64,12 +66,13 @@ class Embedding(nn.Module):
         return unit(full(self.linear(x)))
 
 
-def regressor(student: Shape, teacher: Shape) -> nn.Module:
+def regressor(student: Shape, teacher: Shape, relu: bool = True) -> nn.Module:
     """A learned map from student to teacher features, of shapes without the batch and of one form.
 
     Maps (D, H, W) get a ``MapRegressor``; vectors (D,) and token sequences (T, D) a linear layer.
     """
-    return MapRegressor(student, teacher) if len(student) == 3 else nn.Linear(student[-1], teacher[-1])
+    maps = len(student) == 3
+    return MapRegressor(student, teacher, relu) if maps else nn.Linear(student[-1], teacher[-1])
 
 
 def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

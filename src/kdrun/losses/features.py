@@ -44,6 +44,8 @@ class Hint(Loss):
         """the teacher's layer"""
         adapter: Literal["auto", "none", "regressor"] = "auto"
         """auto: a regressor, but for vectors and tokens of equal width; none: plain MSE; regressor: always"""
+        relu: bool = True
+        """end the regressor of maps with a ReLU, as the teacher's maps do"""
 
         @model_validator(mode="after")
         def _both_or_neither(self) -> Self:
@@ -93,7 +95,7 @@ class Hint(Loss):
         plain = self.config.adapter == "none" or (
             self.config.adapter == "auto" and ours == theirs and len(ours) < 3
         )
-        self.regressor = nn.Identity() if plain else regressor(ours, theirs)
+        self.regressor = nn.Identity() if plain else regressor(ours, theirs, self.config.relu)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The mean squared error, ≥ 0. BatchNorm refuses a batch of one with maps of one pixel."""
@@ -283,6 +285,8 @@ class VariationalInformation(StagesLoss):
         kind: Literal["vid"]
         variance: float = Field(default=5.0, gt=1e-4)
         """the variances at the start"""
+        middle: int | None = Field(default=None, ge=1)
+        """channels inside μ; the teacher's where nothing is said"""
 
     config: Config
     published = {
@@ -295,7 +299,7 @@ class VariationalInformation(StagesLoss):
 
     def adapter(self, student: Shape, teacher: Shape) -> nn.Module:
         """The regressor and the variances of one pair."""
-        return _Gaussian(student[0], teacher[0], self.config.variance)
+        return _Gaussian(student[0], self.config.middle or teacher[0], teacher[0], self.config.variance)
 
     def total(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The sum over pairs; it may be negative."""
@@ -312,12 +316,12 @@ class _Gaussian(nn.Module):
 
     LEAST = 1e-5
 
-    def __init__(self, student: int, teacher: int, variance: float) -> None:
+    def __init__(self, student: int, middle: int, teacher: int, variance: float) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(student, teacher, 1, bias=False)]
-        for _ in range(2):
-            layers += [nn.ReLU(), nn.Conv2d(teacher, teacher, 1, bias=False)]
-        self.regressor = nn.Sequential(*layers)
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((student, middle), (middle, middle), (middle, teacher)):
+            layers += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU()]
+        self.regressor = nn.Sequential(*layers[:-1])
         self.log_scale = nn.Parameter(torch.full((teacher,), _softplus_inverse(variance - self.LEAST)))
 
     def forward(self, x: Tensor) -> Tensor:

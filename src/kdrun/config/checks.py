@@ -1,0 +1,325 @@
+"""Everything that two parts of a config have to agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kdrun import errors, registry
+from kdrun.config.mixes import ALONE, Method, expanded_method, published_methods
+from kdrun.config.parts import Experiment, MethodConfig, TeacherConfig
+from kdrun.contracts import JointLoss, LossConfig
+from kdrun.errors import ConfigError, Problem, did_you_mean
+from kdrun.optimization import Sgd, Training, merged, stage_at
+from kdrun.schema import as_list
+
+
+def cross_checks(experiment: Experiment) -> Iterable[Problem]:
+    """Everything that two parts of the config have to agree on."""
+    yield from _method_names(experiment)
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        yield Problem(("seeds",), "a seed stands twice", "each seed is one run of each student")
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            training = merged(experiment.training, model.training)
+            if training.selection == "best-on-validation" and experiment.dataset.validation == 0:
+                yield Problem(
+                    (family, name, "training", "selection") if model.training else ("training", "selection"),
+                    "best-on-validation needs a validation share",
+                    "add `validation: 0.1` to the data set",
+                )
+    yield from _teacher_problems(experiment)
+    for number, method in enumerate(experiment.methods):
+        path: errors.Path = ("methods", number)
+        yield from _unknown_teachers(method.teacher, path, experiment.teachers)
+        misused = list(_method_problems(method, path))
+        yield from misused or _mix_problems(method, path, experiment)
+
+
+def _training_problems(
+    expanded: Method, method: MethodConfig, path: errors.Path, training: Training
+) -> Iterable[Problem]:
+    """What a method asks of a training that may not be able to give it."""
+    optimizer, gap = training.optimizer, expanded.momentum_gap
+    if gap is not None:
+        if not isinstance(optimizer, Sgd):
+            words = f"two momenta need an optimizer that has one, and this is {optimizer.kind}"
+            yield Problem((*path, "momentum_gap"), words, "use sgd")
+        elif not gap < optimizer.momentum < 1 - gap:
+            words = f"momenta {optimizer.momentum} ± {gap} are not both between 0 and 1"
+            yield Problem((*path, "momentum_gap"), words, "write a smaller gap")
+    for loss in expanded.losses:
+        if loss.mask is not None and training.compile:
+            words = f"'{loss.label}' has a mask, of another size in each step, and the training is compiled"
+            yield Problem(path, words, "write compile: false, or no mask")
+        if loss.mask is not None and (training.mixup or training.cutmix) and not loss.teachers:
+            words = f"'{loss.label}' looks at labels through a mask, and the samples are mixed of two"
+            yield Problem(path, words, "write no mask, or no mixing")
+    if method.use is None or method.stages or method.early_stop or method.set:
+        yield from _unused(expanded, method, path, training.epochs)
+
+
+def _unused(expanded: Method, method: MethodConfig, path: errors.Path, epochs: int) -> Iterable[Problem]:
+    """Terms and stages that never have their turn."""
+    stages = [stage_at(expanded.stages, epoch, epochs) for epoch in range(epochs)]
+    for number, stage in enumerate(method.stages or ()):
+        if not any(stage is other for other in stages):
+            yield Problem(
+                (*path, "stages", number), f"the stages before it take all {epochs} epochs", "shorten them"
+            )
+    for loss in expanded.losses:
+        counts = [stage.losses is None or loss.label in stage.losses for stage in stages]
+        weights = [loss.weight_in(epoch, epochs) for epoch in range(epochs)]
+        if loss.weight and not any(
+            weight for weight, counted in zip(weights, counts, strict=True) if counted
+        ):
+            yield Problem(
+                path,
+                f"'{loss.label}' counts in none of the {epochs} epochs",
+                "change its epochs or the stages",
+            )
+
+
+def _export_problems(expanded: Method, path: errors.Path) -> Iterable[Problem]:
+    """An exported student predicts by one loss's parts."""
+    predicting = [loss for loss in expanded.losses if registry.LOSSES[loss.kind].at_inference]
+    if sum(max(len(loss.teachers), 1) for loss in predicting) > 1:
+        kinds = ", ".join(dict.fromkeys(loss.kind for loss in predicting))
+        yield Problem(
+            path, f"a student can predict by the parts of one '{kinds}' and one teacher only", "keep one"
+        )
+
+
+def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    teachers = list(experiment.teachers)
+    try:
+        expanded = expanded_method(method, path, teachers)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    yield from _term_problems(expanded, teachers, method.teacher)
+    yield from _stage_problems(expanded, method, path)
+    yield from _export_problems(expanded, path)
+    for student in experiment.students.values():
+        training = merged(experiment.training, student.training).model_copy(update=expanded.training)
+        yield from _training_problems(expanded, method, path, training)
+    if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+
+
+def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -> Iterable[Problem]:
+    labels = [loss.label for loss in expanded.losses]
+    for number, stage in enumerate(method.stages or ()):
+        place = (*path, "stages", number)
+        for name in stage.losses or ():
+            if name not in labels:
+                yield Problem(
+                    (*place, "losses"), f"'{name}' is no term of this method", did_you_mean(name, labels)
+                )
+        if stage.length(1) is None and number + 1 < len(method.stages or ()):
+            yield Problem(place, "only the last stage may say no length", "add `epochs` or `share`")
+    if not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        for key in ("early_stop", "momentum_gap"):
+            if getattr(method, key) is not None:
+                yield Problem((*path, key), "no term of this method looks at a teacher", "remove it", True)
+
+
+def _unknown_teachers(
+    named: str | list[str] | None, path: errors.Path, teachers: Iterable[str]
+) -> Iterable[Problem]:
+    for name in as_list(named):
+        if name not in teachers:
+            hint = did_you_mean(name, teachers) or "the config has none"
+            yield Problem((*path, "teacher"), f"there is no teacher '{name}'", hint)
+
+
+def _method_names(experiment: Experiment) -> Iterable[Problem]:
+    seen: set[str] = set()
+    for number, method in enumerate(experiment.methods):
+        if method.name in seen:
+            yield Problem(
+                ("methods", number, "name"), f"a second method is named '{method.name}'", "names are unique"
+            )
+        if method.name == ALONE:
+            yield Problem(
+                ("methods", number, "name"),
+                f"'{ALONE}' is the control's name",
+                "it is always added; take another",
+            )
+        seen.add(method.name)
+
+
+def _method_problems(method: MethodConfig, path: errors.Path) -> Iterable[Problem]:
+    known = published_methods()
+    if (method.use is None) == (method.losses is None):
+        words = "both `use` and `losses` are given" if method.use else "neither `use` nor `losses` is given"
+        yield Problem(path, words, "name a published mix, or write a list of losses")
+    elif method.use is not None and method.use not in known:
+        yield Problem(
+            (*path, "use"), f"there is no published method '{method.use}'", did_you_mean(method.use, known)
+        )
+    elif method.set and method.losses is not None:
+        yield Problem((*path, "set"), "`set` changes a published mix", "change the losses themselves", True)
+
+
+def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
+    teachers = experiment.teachers
+    known_methods = {method.name for method in experiment.methods} | {*published_methods()}
+    for name, teacher in teachers.items():
+        path: errors.Path = ("teachers", name)
+        for source in teacher.sources:
+            if source not in teachers:
+                yield Problem(
+                    (*path, "from"), f"there is no teacher '{source}'", did_you_mean(source, teachers)
+                )
+        if _in_circle(name, teachers):
+            yield Problem((*path, "from"), "the teachers are distilled from each other in a circle")
+        if (teacher.from_ is None) != (teacher.method is None):
+            given, missing = ("from", "method") if teacher.from_ else ("method", "from")
+            yield Problem(
+                (*path, given), f"`{given}` needs `{missing}`", "a distilled teacher names both", True
+            )
+        elif teacher.method and teacher.method not in known_methods:
+            hint = did_you_mean(teacher.method, known_methods)
+            yield Problem((*path, "method"), f"there is no method '{teacher.method}'", hint)
+        elif teacher.method and set(teacher.sources) <= teachers.keys():
+            yield from _distilled_problems(teacher, path, experiment)
+        if teacher.seeds is not None and "seed" in teacher.model_fields_set:
+            yield Problem((*path, "seed"), "`seeds: each` takes the students' seeds", "remove `seed`", True)
+        for source in teacher.sources:
+            if source in teachers and teachers[source].seeds is not None and teacher.seeds is None:
+                yield Problem(
+                    (*path, "from"),
+                    f"'{source}' is trained once for each seed, and '{name}' only once",
+                    "write `seeds: each` here too",
+                )
+        if teacher.weights is not None:
+            if not teacher.weights.is_file():
+                yield Problem(
+                    (*path, "weights"),
+                    f"there is no file '{teacher.weights}'",
+                    "a path from the working folder",
+                )
+            for key in ("from_", "seeds", "training"):
+                if getattr(teacher, key) is not None:
+                    yield Problem(
+                        (*path, key.strip("_")),
+                        f"a teacher with `weights` is finished, so `{key.strip('_')}` says nothing",
+                        "remove one",
+                        True,
+                    )
+        for other in list(teachers)[: list(teachers).index(name)]:
+            if teachers[other] == teacher and teacher.seeds is None:
+                yield Problem(
+                    path,
+                    f"'{name}' is the same teacher as '{other}'",
+                    "give one of them another `seed`",
+                    True,
+                )
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            file = model.model.initial_weights
+            if file is not None and not file.is_file():
+                yield Problem(
+                    (family, name, "model", "initial_weights"),
+                    f"there is no file '{file}'",
+                    "a path from the working folder",
+                )
+
+
+def _distilled_problems(
+    teacher: TeacherConfig, path: errors.Path, experiment: Experiment
+) -> Iterable[Problem]:
+    """What does not fit between a distilled teacher's method and its sources, all pointing at the method's name."""
+    named = {method.name: method for method in experiment.methods}
+    assert teacher.method is not None
+    method = named.get(teacher.method, MethodConfig(name=teacher.method, use=teacher.method))
+    if list(_method_problems(method, path)):
+        return
+    try:
+        expanded = expanded_method(method, path, list(experiment.teachers)).towards(teacher.sources)
+    except ConfigError:
+        return  # said of the method itself
+    training = merged(experiment.training, teacher.training)
+    found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
+    for loss in expanded.losses:
+        found += _combination_problems(loss, path)
+    for problem in found:
+        yield Problem((*path, "method"), problem.message, problem.hint)
+
+
+def _in_circle(name: str, teachers: Mapping[str, TeacherConfig]) -> bool:
+    seen: set[str] = set()
+    queue = teachers[name].sources
+    while queue:
+        source = queue.pop()
+        if source == name:
+            return True
+        if source in teachers and source not in seen:
+            seen.add(source)
+            queue += teachers[source].sources
+    return False
+
+
+def _term_problems(
+    method: Method, teachers: list[str], of_method: str | list[str] | None
+) -> Iterable[Problem]:
+    labels: set[str] = set()
+    for loss, path in zip(method.losses, method.paths, strict=True):
+        if loss.label in labels:
+            yield Problem(path, f"a second term is named '{loss.label}'", "give one of them a `name`")
+        labels.add(loss.label)
+        if not registry.LOSSES[loss.kind].needs_teacher:
+            if loss.teacher is not None:
+                yield Problem((*path, "teacher"), f"'{loss.kind}' looks at no teacher", "remove it", True)
+        elif not teachers:
+            yield Problem(path, f"'{loss.kind}' needs a teacher and the config has none", "add `teacher:`")
+        elif loss.teacher is None:
+            yield Problem(
+                path,
+                f"'{loss.label}' names none of the {len(teachers)} teachers",
+                "add `teacher: NAME`, or a list of names; " + did_you_mean("", teachers),
+            )
+        if loss.teacher != of_method:
+            yield from _unknown_teachers(loss.teacher, path, teachers)
+        if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
+            yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
+        yield from _combination_problems(loss, path)
+
+
+def _combination_problems(loss: LossConfig, path: errors.Path) -> Iterable[Problem]:
+    """What a term says of several teachers, and of the samples it looks at."""
+    loss_class, count = registry.LOSSES[loss.kind], len(loss.teachers)
+    if issubclass(loss_class, JointLoss) and count == 1:
+        yield Problem(
+            path, f"'{loss.kind}' weighs several teachers and has one", "name two or more, or use kd"
+        )
+    if issubclass(loss_class, JointLoss) and loss.combine != "mean":
+        yield Problem((*path, "combine"), f"'{loss.kind}' weighs its teachers by itself", "remove it", True)
+    elif (loss.combine == "fixed") != (loss.teacher_weights is not None):
+        words = (
+            "`combine: fixed` needs `teacher_weights`"
+            if loss.combine == "fixed"
+            else ("`teacher_weights` count with `combine: fixed` only")
+        )
+        yield Problem((*path, "teacher_weights" if loss.teacher_weights else "combine"), words, "write both")
+    elif loss.teacher_weights is not None and len(loss.teacher_weights) != count:
+        words = f"{len(loss.teacher_weights)} weights for {count} teachers"
+        yield Problem((*path, "teacher_weights"), words, "write one for each of the term's teachers")
+    elif loss.teacher_weights is not None and not sum(loss.teacher_weights):
+        yield Problem((*path, "teacher_weights"), "all weights are 0", "write one above 0")
+    if count > 1 and not loss_class.on_logits and loss.combine in ("mean-logits", "entropy"):
+        yield Problem(
+            (*path, "combine"),
+            f"'{loss.kind}' looks at layers, which cannot be combined by {loss.combine}",
+            "use mean-loss or fixed, which weigh a loss for each teacher",
+        )
+    if loss.mask is not None and loss.mask.kind.startswith("teacher") and not count:
+        yield Problem((*path, "mask"), f"'{loss.kind}' looks at no teacher", "use labelled or unlabelled")
+    if loss.mask is not None and loss_class.whole_batch:
+        yield Problem((*path, "mask"), f"'{loss.kind}' needs every batch whole", "remove it", True)
+    if loss.last_epoch is not None and loss.last_epoch < loss.first_epoch:
+        yield Problem(
+            (*path, "last_epoch"),
+            f"{loss.last_epoch} is before the first epoch, {loss.first_epoch}",
+            "remove one",
+        )

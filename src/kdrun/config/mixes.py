@@ -1,0 +1,151 @@
+"""Methods written out: published mixes, what a config changes of them, and what a method says for all its terms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from kdrun import errors, registry
+from kdrun.config.parts import AnyLoss, MethodConfig
+from kdrun.config.translation import translated
+from kdrun.contracts import JointLoss, LossConfig, Published
+from kdrun.errors import ConfigError, Problem, did_you_mean
+from kdrun.optimization import Stage
+
+ALONE = "alone"
+"""The control: the student without a teacher."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with all its terms, and the places in the config that they come from."""
+
+    name: str
+    losses: tuple[LossConfig, ...]
+    paths: tuple[errors.Path, ...]
+    stages: tuple[Stage, ...] = ()
+    momentum_gap: float | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """what it changes of a student's training"""
+
+    def towards(self, sources: list[str]) -> Method:
+        """The method with every term that looks at a teacher looking at these."""
+        target = sources[0] if len(sources) == 1 else sources
+        losses = tuple(
+            loss.model_copy(update={"teacher": target}) if registry.LOSSES[loss.kind].needs_teacher else loss
+            for loss in self.losses
+        )
+        return replace(self, losses=losses)
+
+
+def published_methods() -> dict[str, Published]:
+    """The published mixes by method name, as losses declare them."""
+    return {
+        name: published
+        for loss in registry.LOSSES.classes()
+        for name, published in sorted(loss.published.items())
+    }
+
+
+def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:
+    """The method's terms: its own, or the published ones with ``set`` applied; teachers filled in."""
+    if method.losses is not None:
+        paths = tuple((*path, "losses", n) for n in range(len(method.losses)))
+        losses = method.losses
+    else:
+        assert method.use is not None
+        terms = copy.deepcopy(published_methods()[method.use].losses)
+        problems = [p for key, value in method.set.items() if (p := _apply(terms, key, value, path))]
+        if problems:
+            raise ConfigError(problems)
+        try:
+            losses = TypeAdapter(list[AnyLoss]).validate_python(terms)
+        except ValidationError as error:
+            raise ConfigError(_set_problems(error, terms, path)) from None
+        paths = tuple((*path, loss.label) for loss in losses)
+    stages = method.stages
+    if stages is None and method.use is not None:
+        stages = _renamed(published_methods()[method.use], [loss.label for loss in losses])
+    changed = {key: getattr(method, key) for key in ("mixup", "cutmix") if getattr(method, key) is not None}
+    return Method(
+        method.name,
+        tuple(_completed(loss, method, teachers) for loss in losses),
+        paths,
+        tuple(stages or ()),
+        method.momentum_gap,
+        changed,
+    )
+
+
+def _renamed(published: Published, labels: list[str]) -> list[Stage]:
+    """The published stages, with what `set` calls their terms."""
+    names = {
+        term.get("name", term["kind"]): label for term, label in zip(published.losses, labels, strict=True)
+    }
+    stages = TypeAdapter(list[Stage]).validate_python(published.stages)
+    return [
+        stage.model_copy(update={"losses": stage.losses and [names[name] for name in stage.losses]})
+        for stage in stages
+    ]
+
+
+def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> LossConfig:
+    """The term with what the method says for all, and its teacher: its own, the method's, or the only one there is.
+
+    Losses that weigh several teachers see them all where none is named.
+    """
+    loss_class = registry.LOSSES[loss.kind]
+    if not loss_class.needs_teacher:
+        return loss
+    only: Any = teachers[0] if len(teachers) == 1 else None
+    joint = issubclass(loss_class, JointLoss)
+    if joint and len(teachers) > 1:
+        only = teachers
+    changes: dict[str, Any] = {"teacher": loss.teacher or method.teacher or only}
+    if method.combine is not None and "combine" not in loss.model_fields_set and not joint:
+        changes["combine"] = method.combine
+    if method.early_stop is not None and loss.last_epoch is None:
+        changes["last_epoch"] = method.early_stop
+    return loss.model_copy(update=changes)
+
+
+def _apply(terms: list[dict[str, Any]], key: str, value: Any, path: errors.Path) -> Problem | None:
+    """Set one ``term.key`` of a published mix, in place; the problem, if it cannot be."""
+    name, _, rest = key.partition(".")
+    labels = {term.get("name", term["kind"]): term for term in terms}
+    how = "write TERM.KEY, for instance kd.temperature"
+    if name not in labels:
+        hint = f"{did_you_mean(name, labels)}; {how}"
+        return Problem((*path, "set", key), f"'{name}' is no term of this mix", hint, True)
+    if not rest:
+        return Problem((*path, "set", key), f"'{name}' is a term, and none of its keys is named", how, True)
+    target = labels[name]
+    *parents, last = rest.split(".")
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            return Problem(
+                (*path, "set", key),
+                f"'{parent}' of '{name}' has no keys",
+                f"write it whole: {name}.{parent}",
+                True,
+            )
+        target = inner
+    target[last] = value
+    return None
+
+
+def _set_problems(error: ValidationError, terms: list[Any], path: errors.Path) -> list[Problem]:
+    """Errors in a changed published mix, at the ``set`` keys that caused them."""
+    problems = []
+    for problem in translated(error, terms, list[AnyLoss]):
+        number, *rest = [part for part in problem.path]
+        assert isinstance(number, int)
+        label = terms[number].get("name", terms[number]["kind"])
+        key = ".".join([label, *(str(part) for part in rest)])
+        problems.append(Problem((*path, "set", key), problem.message, problem.hint, problem.on_key))
+    return problems

@@ -1,0 +1,132 @@
+"""The config's schema: what each part may say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from kdrun import registry
+from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
+from kdrun.optimization import Stage, Training
+from kdrun.schema import Schema, as_list, kind_alone
+
+
+class AnyOf:
+    """A config of any component of a family, told apart by ``kind``; read when the schema is (re)built."""
+
+    def __init__(self, family: registry.Family) -> None:
+        self.family = family
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind: handler.generate_schema(self.family[kind].Config) for kind in self.family}
+        union = core_schema.tagged_union_schema(choices, discriminator="kind")
+        return core_schema.no_info_before_validator_function(kind_alone, union)
+
+
+AnyModel = Annotated[ModelConfig, AnyOf(registry.MODELS)]
+AnyLoss = Annotated[LossConfig, AnyOf(registry.LOSSES)]
+AnyDataset = Annotated[DatasetConfig, AnyOf(registry.DATASETS)]
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+    return name
+
+
+Name = Annotated[
+    str, BeforeValidator(lambda value: _checked_name(value) if isinstance(value, str) else value)
+]
+
+
+class TeacherConfig(Schema):
+    """A teacher: trained by kdrun, distilled from other teachers, or read from a file."""
+
+    model: AnyModel
+    """its architecture"""
+    training: Training | None = None
+    """what differs from the experiment's `training`"""
+    weights: Path | None = Field(default=None, strict=False)
+    """a finished teacher's local file (safetensors, or .pt); it is then not trained"""
+    expect: float | None = Field(default=None, ge=0, le=1)
+    """the least score on the test set; below it nothing is distilled"""
+    seed: int = 0
+    """its own seed; one teacher serves all the students' seeds"""
+    seeds: Literal["each"] | None = None
+    """`each`: one teacher for each student seed"""
+    view: str | None = None
+    """the input that it sees"""
+    from_: str | list[str] | None = Field(default=None, alias="from")
+    """the teacher, or teachers, that it is itself distilled from"""
+    method: str | None = None
+    """the method by which it is distilled"""
+
+    @property
+    def sources(self) -> list[str]:
+        """The teachers that it is distilled from."""
+        return as_list(self.from_)
+
+
+class StudentConfig(Schema):
+    """A student."""
+
+    model: AnyModel
+    """its architecture"""
+    training: Training | None = None
+    """what differs from the experiment's `training`"""
+    view: str | None = None
+    """the input that it sees"""
+
+
+class MethodConfig(Schema):
+    """What the students are trained with: a published mix by name, perhaps changed, or a mix of losses."""
+
+    name: Name
+    """what the method is called in the table"""
+    use: str | None = None
+    """a published mix: `kdrun list methods`"""
+    set: dict[str, Any] = {}
+    """changes of the published mix, by term and key: `{kd.temperature: 2}`"""
+    losses: list[AnyLoss] | None = Field(default=None, min_length=1)
+    """a mix of one's own: terms that are summed"""
+    teacher: str | list[str] | None = None
+    """the teacher, or teachers, of all terms that name none"""
+    combine: Combine | None = None
+    """how several teachers are combined, in all terms that do not say"""
+    stages: list[Stage] | None = None
+    """stretches of the training with some of the terms or weights only; `[]` for none of a published mix's"""
+    early_stop: int | None = Field(default=None, ge=1)
+    """the last epoch of all terms that look at a teacher and do not say"""
+    momentum_gap: float | None = Field(default=None, gt=0, lt=1)
+    """how much larger the momentum of the teachers' terms is than SGD's, and smaller that of the others (DOT: 0.075)"""
+    mixup: float | None = Field(default=None, ge=0)
+    """mixup of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
+    cutmix: float | None = Field(default=None, ge=0)
+    """cutmix of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
+
+
+class Experiment(Schema):
+    """One experiment: teachers, students, the methods that are compared, and the data."""
+
+    name: Name
+    """the folder of its runs; the config's file name where nothing is said"""
+    plugins: list[str] = []
+    """modules that have to be loaded by `--plugin`"""
+    dataset: AnyDataset
+    """what is learnt, and how it is scored"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda, cuda:1 or mps"""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2], min_length=1)
+    """each student is trained once for each seed"""
+    training: Training = Training()
+    """how the models are trained"""
+    teachers: dict[Name, TeacherConfig] = {}
+    """the teachers by name"""
+    students: dict[Name, StudentConfig] = {}
+    """the students by name"""
+    methods: list[MethodConfig] = []
+    """what the students are trained with; the control `alone` is always added"""

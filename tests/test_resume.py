@@ -57,6 +57,15 @@ RECIPES = {
     ],
     "adam-few-labels": ["training.optimizer=adam", "dataset.labels_per_class=4"],
     "pictures-bf16": [*PICTURES, "training.precision=bf16", "training.selection=last"],
+    "methods-with-state": [
+        "dataset={kind: synthetic, shape: [1, 8, 8], classes: 3, samples: 48, validation: 0.25}",
+        "training={epochs: 3, batch_size: 12, optimizer: {kind: sgd, lr: 0.05}, ema: 0.5}",
+        "training.selection=best-on-validation",
+        "teachers.big.model={kind: resnet8}",
+        "students.small.model={kind: resnet8}",
+        "methods=[{use: crd, momentum_gap: 0.05}, {use: ft, stages: [{epochs: 1, losses: [ft], train: [adapters]}]}, "
+        "{use: ctkd, early_stop: 2}, simkd, {use: mgd, set: {mgd.mask: teacher-confident, mgd.schedule: cosine}}]",
+    ],
 }
 
 

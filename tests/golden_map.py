@@ -120,7 +120,7 @@ def _semckd(h: dict[str, Any], inputs: list[str]) -> list[Term]:
 
 
 def _mgd(h: dict[str, Any], inputs: list[str]) -> list[Term]:
-    mask_of = {"channel": "channels", "spatial": "places"}[h["mask_kind"]]
+    mask_of = {"channel": "channels", "spatial": "positions"}[h["mask_kind"]]
     config = {"kind": "mgd", "weight": h["alpha_mgd"], "masked": h["lambda_mgd"], "mask_of": mask_of}
     modules = {"mgd.generation": "generator", "mgd.align": "adapter.0"}
     return [Term(config, modules=modules, drawn={"kept": "mask"})]
@@ -145,7 +145,11 @@ def _crd(h: dict[str, Any], inputs: list[str]) -> list[Term]:
             modules={"embed_s": "adapter", "embed_t": "teacher_adapter"},
             drawn={"compared": "contrast_idx"},
             buffers={"student_memory": "memory_v1", "teacher_memory": "memory_v2"}
-            | {name: h[key] for name, key in (("student_sum", "Z_v1"), ("teacher_sum", "Z_v2")) if key in h},
+            | {
+                name: h[key]
+                for name, key in (("student_normaliser", "Z_v1"), ("teacher_normaliser", "Z_v2"))
+                if key in h
+            },
             after={"student_memory": "aux__memory_v1_after", "teacher_memory": "aux__memory_v2_after"},
         )
     ]
@@ -311,3 +315,15 @@ TERMS = {
     "camkd_feature": _camkd_feature,
     "aekd": lambda h, inputs: _several({"kind": "aekd", "temperature": h["T"], "cap": h["C"]}, inputs),
 }
+
+FIXED = {
+    "ft_repdistiller": {"p1": 2, "p2": 1},
+    "vid": {"eps": 1e-5},
+    "pkt": {"eps": 1e-7},
+    "pad_l2": {"eps": 1e-6},
+    "srd": {"bn_eps": 1e-4},
+}
+"""Hyperparameters that are no options: the loss has these values."""
+
+DESCRIBING = {"in_channels", "out_channels", "shapes", "out_shapes", "num_class", "n_data", "nu", "ce_weight"}
+"""Hyperparameters that describe the arrays, follow from others, or belong to terms that the case leaves out."""

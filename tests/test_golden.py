@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kdrun.losses  # noqa: F401
-from golden_map import TERMS
+from golden_map import DESCRIBING, FIXED, TERMS
 from kdrun.contracts import Batch, Context, JointLoss, Outputs
 from kdrun.objective import Term
 from kdrun.registry import LOSSES
@@ -154,13 +154,27 @@ def weighted(term, case, arrays, dtype):
     return made(student, teachers, batch), parameters, loss
 
 
+class Read(dict):
+    """Hyperparameters, and which of them the map read."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
 def test_golden(case, dtype, arrays):
-    if case["loss"] not in TERMS:
-        pytest.skip(f"tests/golden_map.py has no term for '{case['loss']}'")
+    assert case["loss"] in TERMS, f"tests/golden_map.py has no term for '{case['loss']}'"
+    hyperparameters = Read(case["hyperparameters"])
     for name in case["inputs"]:
         if f"grad_{name}" in arrays:
             arrays[name].requires_grad_()
-    terms = TERMS[case["loss"]](case["hyperparameters"], list(case["inputs"]))
+    terms = TERMS[case["loss"]](hyperparameters, list(case["inputs"]))
+    ignored = {n: v for n, v in hyperparameters.items() if n not in hyperparameters.names | DESCRIBING}
+    assert ignored.items() <= FIXED.get(case["loss"], {}).items(), "the map does not read them"
     values, parameters, losses = zip(*(weighted(term, case, arrays, dtype) for term in terms), strict=True)
     sources = arrays | {name: p for found in parameters for name, p in found.items()}
 

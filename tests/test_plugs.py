@@ -515,7 +515,7 @@ def test_two_teachers_are_combined_view_by_view():
         ),
         (
             "{name: m, use: rkd, teacher: [a, b], combine: entropy}",
-            "'rkd' looks at layers, which cannot be combined",
+            "'rkd' looks at more than logits, which cannot be combined",
         ),
     ],
 )

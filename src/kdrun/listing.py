@@ -30,7 +30,12 @@ PARTS: list[tuple[str, str, type[Schema]]] = [
         MethodConfig,
     ),
     ("Stage", "An entry of a method's `stages:`.", Stage),
-    ("Mask", "`mask:` of a term; the kind alone will do.", Mask),
+    (
+        "Mask",
+        "`mask:` of a term; the kind alone will do: `teacher-correct` and `teacher-confident` are the samples that the "
+        "teacher gets right or is sure of, `labelled` and `unlabelled` those whose label the student sees or not.",
+        Mask,
+    ),
     ("Warm-up", "`schedule: {kind: warmup}` of a term.", WarmUp),
     ("Linear and cosine", "`schedule:` of a term or a training.", Cosine),
     ("Step", "`schedule: {kind: step}` of a term or a training.", Step),

@@ -310,7 +310,7 @@ def _combination_problems(loss: LossConfig, path: errors.Path) -> Iterable[Probl
     if count > 1 and not loss_class.on_logits and loss.combine in ("mean-logits", "entropy"):
         yield Problem(
             (*path, "combine"),
-            f"'{loss.kind}' looks at layers, which cannot be combined by {loss.combine}",
+            f"'{loss.kind}' looks at more than logits, which cannot be combined by {loss.combine}",
             "use mean-loss or fixed, which weigh a loss for each teacher",
         )
     if loss.mask is not None and loss.mask.kind.startswith("teacher") and not count:

@@ -44,11 +44,8 @@ class Method:
 
 def published_methods() -> dict[str, Published]:
     """The published mixes by method name, as losses declare them."""
-    return {
-        name: published
-        for loss in registry.LOSSES.classes()
-        for name, published in sorted(loss.published.items())
-    }
+    mixes = {name: mix for loss in registry.LOSSES.classes() for name, mix in loss.published.items()}
+    return dict(sorted(mixes.items()))
 
 
 def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:

@@ -13,9 +13,9 @@ from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, bottleneck, pool, to_smaller
 from kdrun.losses.base import LayerPairs, require_maps
-from kdrun.losses.logits import WARM_UP
 from kdrun.losses.matching import Pair, chosen_layer, deep_pairs, named_pairs, stages_of, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
+from kdrun.losses.recipes import WARM_UP
 from kdrun.taps import LayerTable
 
 
@@ -167,7 +167,7 @@ class SemanticCalibration(Loss):
     vectors that two-layer networks make from the rows of the student's and of the teacher's B×B Gram matrices.
 
     Source: Chen et al., "Cross-Layer Distillation with Semantic Calibration", 2021.
-    Trap: the width of those networks is the batch's size, so they know places in the batch, and its order matters;
+    Trap: the width of those networks is the batch's size, so they know positions in the batch, and its order matters;
     the Gram matrices are of raw features, and large.
     """
 

@@ -13,12 +13,10 @@ from kdrun.contracts import Batch, Context, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, pointwise, to_smaller
 from kdrun.losses.base import LayerConfig, LayerLoss, StagesConfig, StagesLoss
-from kdrun.losses.logits import CRD
 from kdrun.losses.numerics import fixed, full, unit
+from kdrun.losses.recipes import CRD, FIRST
 from kdrun.taps import LayerTable
 
-FIRST = 0.125
-"""The share of a first stage: 30 of 240 epochs."""
 SLOPE = 0.1
 
 
@@ -82,7 +80,7 @@ class FactorTransfer(LayerLoss):
             losses=[{"kind": "ce", "weight": 1}, {"kind": "ft", "weight": 500}],
             stages=[{"share": FIRST, "losses": ["ft"], "train": ["adapters"]}],
             source="Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer, 2018, "
-            f"for CIFAR-10; a first stage of 30 of 240 epochs: {CRD}",
+            f"for CIFAR-10; a first stage of 30 epochs before 240: {CRD}",
         )
     }
 
@@ -158,7 +156,7 @@ class ActivationBoundaries(StagesLoss):
             losses=[{"kind": "ce", "weight": 1}, {"kind": "ab", "weight": 1}],
             stages=[{"share": FIRST, "losses": ["ab"], "train": ["adapters", "body"]}, {"losses": ["ce"]}],
             source="Heo, Lee, Yun, Choi, Knowledge Transfer via Distillation of Activation Boundaries Formed by "
-            f"Hidden Neurons, 2019; a first stage of 30 of 240 epochs and weights for CIFAR-100: {CRD}",
+            f"Hidden Neurons, 2019; a first stage of 30 epochs before 240 and weights for CIFAR-100: {CRD}",
         )
     }
 

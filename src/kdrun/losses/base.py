@@ -252,7 +252,7 @@ def require_places(kind: str, table: LayerTable, layer: str, key: str) -> None:
     """Raise ``Mismatch`` where a layer gives maps of one pixel."""
     if not has_places(table, layer):
         raise Mismatch(
-            f"'{kind}' compares the places of a map, and {said_of(table, layer)}",
+            f"'{kind}' compares the positions of a map, and {said_of(table, layer)}",
             "name layers that give larger maps",
             key,
         )

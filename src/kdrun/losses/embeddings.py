@@ -13,14 +13,14 @@ from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, P
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import bottleneck, pointwise, pool, to_smaller
 from kdrun.losses.base import LayerConfig, LayerLoss, has_maps, main_classes
-from kdrun.losses.logits import WARM_UP
 from kdrun.losses.matching import last_stage, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
+from kdrun.losses.recipes import WARM_UP
 from kdrun.taps import CLASS_MAPS, LayerTable
 
 
 def teacher_classifier(context: Context, kind: str, layer: str) -> nn.Linear:
-    """A frozen copy of the teacher's classifier, which reads a layer, or the mean over places of its maps.
+    """A frozen copy of the teacher's classifier, which reads a layer, or the mean over positions of its maps.
 
     Raises ``Mismatch`` where it is no linear layer, or reads something else.
     """
@@ -41,7 +41,7 @@ def teacher_classifier(context: Context, kind: str, layer: str) -> nn.Linear:
     ):
         raise Mismatch(
             f"'{kind}' puts the teacher's layer through the teacher's classifier, which does not read layer '{layer}' "
-            "or its mean over places",
+            "or its mean over positions",
             "name the layer that it reads as 'teacher_layer'",
             "teacher_layer",
         )
@@ -56,9 +56,9 @@ def _averaged(x: Tensor) -> Tensor:
 class SoftmaxRegression(LayerLoss):
     """Softmax regression: mean (x − y)² + `classifier_weight` · mean (W x − W y)², W the teacher's classifier.
 
-    x is the mean over places of ReLU(BN(1×1 convolution)) of the student's map (B, D, H, W), y that of the teacher's.
-    Taps the last stages by default, or the embeddings, which are vectors, where the classifier does not read the mean
-    of the last stage.
+    x is the mean over positions of ReLU(BN(1×1 convolution)) of the student's map (B, D, H, W), y that of the
+    teacher's. Taps the last stages by default, or the embeddings, which are vectors, where the classifier does
+    not read the mean of the last stage.
 
     Source: Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation
     Learning", 2021.
@@ -111,7 +111,7 @@ class SimKD(LayerLoss):
     Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller. The projector
     p is three convolutions, 1×1, 3×3 and 1×1, each with BatchNorm and ReLU, with C_t/`factor` channels between. An
     exported student is its body, the projector and the teacher's classifier, on the projected map's mean over
-    places; all of them count as its parameters.
+    positions; all of them count as its parameters.
 
     Source: Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", 2022.
     Trap: the student's own classifier is neither trained nor exported; terms on its logits train it in vain.
@@ -172,7 +172,7 @@ class ClassAttention(Loss):
     """Class attention transfer: mean of (a(M_s) − a(M_t))², M = class maps (B, C, H, W) averaged to R×R.
 
     The class maps are each model's classifier, without its bias, applied at every place of its last stage; they
-    exist where the classifier reads that stage's mean over places. a makes each class's map a unit vector if
+    exist where the classifier reads that stage's mean over positions. a makes each class's map a unit vector if
     `normalized`, and leaves it as it is if not.
 
     Source: Guo, Yan, Li, Yang, "Class Attention Transfer Based Knowledge Distillation", 2023.
@@ -212,7 +212,7 @@ class ClassAttention(Loss):
             if CLASS_MAPS not in table.shapes:
                 raise Mismatch(
                     f"'cat-kd' compares class maps, and {table.owner} has none: its classifier does not read the "
-                    "mean over places of its last stage",
+                    "mean over positions of its last stage",
                     "use a resnet, wrn or vgg, or another loss",
                 )
         return Taps((CLASS_MAPS,), (CLASS_MAPS,))

@@ -15,9 +15,9 @@ from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, pointwise, regressor, to_smaller
 from kdrun.losses.base import LayerConfig, LayerLoss, StagesConfig, StagesLoss
-from kdrun.losses.logits import CRD
 from kdrun.losses.matching import FORMS, Pair, stage_pairs, with_layers
 from kdrun.losses.numerics import fixed, full, unit
+from kdrun.losses.recipes import CRD, FIRST
 from kdrun.taps import LayerTable
 
 
@@ -200,9 +200,9 @@ class SolutionFlow(StagesLoss):
     published = {
         "fsp": Published(
             losses=[{"kind": "ce", "weight": 1}, {"kind": "fsp", "weight": 50}],
-            stages=[{"share": 0.125, "losses": ["fsp"], "train": ["body"]}, {"losses": ["ce"]}],
-            source="Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation, 2017; a first stage of 30 of 240 "
-            f"epochs and weights for CIFAR-100: {CRD}",
+            stages=[{"share": FIRST, "losses": ["fsp"], "train": ["body"]}, {"losses": ["ce"]}],
+            source="Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation, 2017; a first stage of 30 epochs "
+            f"before 240 and weights for CIFAR-100: {CRD}",
         )
     }
 
@@ -347,7 +347,7 @@ class ChannelWise(LayerLoss):
 
     Source: Shu, Liu, Gao, Yan, Shen, "Channel-wise Knowledge Distillation for Dense Prediction", 2021.
     Trap: made for segmentation; no published weight is for a classification. A map of one pixel has no
-    distribution over places and is refused.
+    distribution over positions and is refused.
     """
 
     class Config(LayerConfig):
@@ -355,7 +355,7 @@ class ChannelWise(LayerLoss):
 
         kind: Literal["cwd"]
         temperature: float = Field(default=1.0, gt=0)
-        """softens the distributions over places"""
+        """softens the distributions over positions"""
 
     config: Config
     form = "maps"
@@ -473,11 +473,11 @@ class MaskedGeneration(LayerLoss):
     """Masked generative distillation: Σ (g(m · a(f_s)) − f_t)² / B.
 
     Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller. a is a 1×1
-    convolution where the widths differ, m a random mask of channels or places, g two 3×3 convolutions with a
+    convolution where the widths differ, m a random mask of channels or positions, g two 3×3 convolutions with a
     ReLU between them.
 
     Source: Yang et al., "Masked Generative Distillation", 2022.
-    Trap: a sum over channels and places, so the weight is tiny. What is kept is not scaled up.
+    Trap: a sum over channels and positions, so the weight is tiny. What is kept is not scaled up.
     """
 
     class Config(LayerConfig):
@@ -486,8 +486,8 @@ class MaskedGeneration(LayerLoss):
         kind: Literal["mgd"]
         masked: float = Field(default=0.15, ge=0, lt=1)
         """the probability with which a channel or place is left out"""
-        mask_of: Literal["channels", "places"] = "channels"
-        """what is left out: channels, for classification, or places, for detection and segmentation"""
+        mask_of: Literal["channels", "positions"] = "channels"
+        """what is left out: channels, for classification, or positions, for detection and segmentation"""
 
     config: Config
     form = "maps"

@@ -20,14 +20,10 @@ from kdrun.losses.numerics import (
     others,
     own,
     relative_entropy,
-    two_bins,
 )
+from kdrun.losses.recipes import CRD, WARM_UP
 from kdrun.taps import LayerTable
 
-HINTON = "Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015"
-CRD = "Tian, Krishnan, Isola, Contrastive Representation Distillation, 2020"
-WARM_UP = {"kind": "warmup", "share": 0.0833}
-"""20 of 240 epochs."""
 LEFT_OUT = -1e30
 """Stands for the logit of a class that is left out, below those that a teacher rules out."""
 
@@ -78,7 +74,8 @@ class SoftTargets(LogitLoss):
     published = {
         "kd": Published(
             losses=[{"kind": "ce", "weight": 0.1}, {"kind": "kd", "weight": 0.9, "temperature": 4}],
-            source=f"{HINTON}; weights for CIFAR-100: {CRD}",
+            source="Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015; weights for CIFAR-100: "
+            f"{CRD}",
         ),
         "logit-standardization": Published(
             losses=[
@@ -257,14 +254,14 @@ class DecoupledKD(LogitLoss):
 def _bins(logits: Tensor, classes: Tensor) -> Tensor:
     """Log-probabilities (B, 2) of each row's class and of all others together."""
     log_p = F.log_softmax(logits, dim=-1)
-    return two_bins(own(log_p, classes), others(log_p, classes).logsumexp(dim=-1))
+    return torch.stack([own(log_p, classes), others(log_p, classes).logsumexp(dim=-1)], dim=-1)
 
 
 class NormalizedKD(LogitLoss):
     """Normalised distillation: mean_b −p_t(y) log p_s(y) − γ·T² · mean_b Σ_{c≠y} q_t(c) log q_s(c).
 
     Logits (B, C) of both. p is the softmax at temperature 1, q the softmax at T over all classes but the
-    sample's own y. A sample without a label is taken for what the teacher takes it for.
+    sample's own y. A sample without a label counts for the class that the teacher predicts.
 
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
     Normalized Loss and Customized Soft Labels", 2023.
@@ -515,13 +512,17 @@ class TransformedTeacher(LogitLoss):
             "on CIFAR-100",
         ),
         "wttm": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "wttm", "weight": 4, "gamma": 0.2}],
+            source="Zheng, Yang, Knowledge Distillation Based on Transformed Teacher Matching, 2024; weight and γ are "
+            "those of the authors' example with crd",
+        ),
+        "wttm-crd": Published(
             losses=[
                 {"kind": "ce", "weight": 1},
                 {"kind": "wttm", "weight": 4, "gamma": 0.2},
                 {"kind": "crd", "weight": 0.8},
             ],
-            source="Zheng, Yang, Knowledge Distillation Based on Transformed Teacher Matching, 2024, for CIFAR-100, "
-            "where it is published beside crd",
+            source="Zheng, Yang, Knowledge Distillation Based on Transformed Teacher Matching, 2024, for CIFAR-100",
         ),
     }
 
@@ -542,10 +543,10 @@ class TransformedTeacher(LogitLoss):
 class RefinedLogits(LogitLoss):
     """Refined logits: α·A² · mean_b SCD + β·T² · mean_b MCD.
 
-    Logits (B, C) of both. SCD compares two bins at temperature A: the teacher's probability of its own top class
-    with the student's of the label. MCD is the KL divergence at T over the classes that the teacher holds for
-    less likely than the label, all others left out; with none left it is 0. A sample without a label is taken for
-    what the teacher takes it for.
+    Logits (B, C) of both. SCD compares two bins at temperature A: the teacher's probability of its own top
+    class with the student's of the label. MCD is the KL divergence at T over the classes that the teacher holds
+    for less likely than the label, all others left out; with none left it is 0. A sample without a label counts
+    for the class that the teacher predicts.
 
     Source: Sun et al., "Knowledge Distillation with Refined Logits", 2024.
     Trap: the bins are of two different classes where the teacher errs; what is left is strictly below the

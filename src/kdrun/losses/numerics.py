@@ -59,18 +59,13 @@ def log_relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def others(x: Tensor, classes: Tensor) -> Tensor:
     """``x`` (B, C) without each row's class: (B, C − 1)."""
-    places = torch.arange(x.shape[1] - 1, device=x.device)
-    return x.gather(1, places + (places >= classes[:, None]))
+    positions = torch.arange(x.shape[1] - 1, device=x.device)
+    return x.gather(1, positions + (positions >= classes[:, None]))
 
 
 def own(x: Tensor, classes: Tensor) -> Tensor:
     """``x`` (B, C) at each row's class: (B,)."""
     return x.gather(1, classes[:, None]).squeeze(1)
-
-
-def two_bins(log_probability: Tensor, log_rest: Tensor) -> Tensor:
-    """Logarithms (B, 2) of a probability and of its complement, each (B,)."""
-    return torch.stack([log_probability, log_rest], dim=-1)
 
 
 def certainty(logits: Tensor) -> Tensor:

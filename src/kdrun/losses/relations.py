@@ -15,9 +15,9 @@ from kdrun.contracts import Batch, Context, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Embedding
 from kdrun.losses.base import LayerConfig, LayerLoss, LayerPairs
-from kdrun.losses.logits import CRD
 from kdrun.losses.matching import Pair, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
+from kdrun.losses.recipes import CRD
 from kdrun.taps import LayerTable
 
 CHUNK = 2**20
@@ -90,16 +90,16 @@ class RelationalKD(LayerLoss):
 
     def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The weighted sum of both, ≥ 0."""
-        parts = ((self.config.distance, distance_loss), (self.config.angle, angle_loss))
+        parts = ((self.config.distance, _distance_loss), (self.config.angle, _angle_loss))
         return torch.stack([factor * loss(student, teacher) for factor, loss in parts if factor]).sum()
 
 
-def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def _distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 between the relative distances of two sets of vectors (B, ·), mean over B²."""
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
 
 
-def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 between the cosines at every sample of two sets of vectors (B, ·), mean over B³.
 
     Memory stays within some ``CHUNK``s: the anchors are taken in slices, recomputed in the backward pass.
@@ -466,8 +466,8 @@ class ContrastiveKD(LayerLoss):
     }
     student_memory: Tensor
     teacher_memory: Tensor
-    student_sum: Tensor
-    teacher_sum: Tensor
+    student_normaliser: Tensor
+    teacher_normaliser: Tensor
     order: Tensor
     first: Tensor
     count: Tensor
@@ -480,7 +480,7 @@ class ContrastiveKD(LayerLoss):
         reach = (3 / width) ** 0.5
         for name in ("student_memory", "teacher_memory"):
             self.register_buffer(name, torch.empty(samples, width).uniform_(-reach, reach))
-        for name in ("student_sum", "teacher_sum"):
+        for name in ("student_normaliser", "teacher_normaliser"):
             self.register_buffer(name, torch.zeros(()))
         # A sample without a label is a class of its own.
         known = context.labels.cpu()
@@ -502,11 +502,11 @@ class ContrastiveKD(LayerLoss):
         rows = self.compared(batch)
         ours_scores = self._similar(student, self.teacher_memory, rows)
         theirs_scores = self._similar(teacher, self.student_memory, rows)
-        self.student_sum = self._sum(self.student_sum, ours_scores)
-        self.teacher_sum = self._sum(self.teacher_sum, theirs_scores)
+        self.student_normaliser = self._normaliser(self.student_normaliser, ours_scores)
+        self.teacher_normaliser = self._normaliser(self.teacher_normaliser, theirs_scores)
         ours, theirs = (
-            self._contrast(ours_scores, self.student_sum),
-            self._contrast(theirs_scores, self.teacher_sum),
+            self._contrast(ours_scores, self.student_normaliser),
+            self._contrast(theirs_scores, self.teacher_normaliser),
         )
         self.student_memory = self._remembered(self.student_memory, student, batch.index)
         self.teacher_memory = self._remembered(self.teacher_memory, teacher, batch.index)
@@ -537,7 +537,7 @@ class ContrastiveKD(LayerLoss):
             products = torch.einsum("bkd,bd->bk", memory[rows], x)
         return (products / self.config.temperature).exp()
 
-    def _sum(self, known: Tensor, scores: Tensor) -> Tensor:
+    def _normaliser(self, known: Tensor, scores: Tensor) -> Tensor:
         """Z: that of the first batch, found without waiting for the device."""
         return torch.where(known > 0, known, (scores.detach().mean() * len(self.order)).to(known.dtype))
 

@@ -13,29 +13,29 @@ from kdrun.contracts import HIDDEN, Batch, Context, Outputs, Published
 from kdrun.losses.adapters import MapRegressor
 from kdrun.losses.base import LayerConfig, LayerLoss, LogitConfig, LogitLoss, main_classes
 from kdrun.losses.numerics import fixed, others
+from kdrun.losses.recipes import LATE
 
 SOURCE = (
     "Lv, Yang, Li, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation, 2024"
 )
-LATE = {"kind": "cosine", "start": 0.625}
-"""Falling after epoch 150 of 240."""
 
 
 class WassersteinLogits(LogitLoss):
     """Wasserstein distance of logits: mean_b Σ_ij flow_ij · cost_ij, between classes i of the student and j of the
     teacher.
 
-    Logits (B, C) of both; the distributions are softmaxes at temperature T over all classes but the sample's own. The
-    flow is Sinkhorn's, with `regularization` and `iterations`, unrolled. cost_ij = 1 − exp(−`sharpness`·(1 − CKA_ij)),
-    CKA the linear centred kernel alignment of what the teacher's logits are for the training samples of the two
-    classes, not augmented; rows of two classes are paired by their order. A sample without a label is taken for what
-    the teacher takes it for.
+    Logits (B, C) of both; the distributions are softmaxes at temperature T over all classes but the sample's
+    own. The flow is Sinkhorn's, with `regularization` and `iterations`, unrolled. cost_ij = 1 −
+    exp(−`sharpness`·(1 − CKA_ij)), CKA the linear centred kernel alignment of what the teacher's logits are for
+    the training samples of the two classes, not augmented; rows of two classes are paired by their order. A
+    sample without a label counts for the class that the teacher predicts.
 
     Source: Lv, Yang, Li, "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation", 2024.
-    Trap: not multiplied by T². The regularised distance is not quite 0 at student = teacher. Memory is B·C² floats an
-    iteration, and C·n² once, n the samples of a class. The paper's term for the sample's own class is nkd with γ = 0.
-    Classes are cut to the smallest of those with at least a quarter of the median's samples; those with fewer count as
-    unlike all others. Copies of the authors' code take the last map's places instead of logits for CIFAR-100.
+    Trap: not multiplied by T². The regularised distance is not quite 0 at student = teacher. Memory is B·C²
+    floats an iteration, and C·n² once, n the samples of a class. The paper's term for the sample's own class is
+    nkd with γ = 0. With z-scores the costs stay those of the raw logits. Classes are cut to the smallest of
+    those with at least a quarter of the median's samples; those with fewer count as unlike all others. Copies
+    of the authors' code take the last map's positions instead of logits for CIFAR-100.
     """
 
     EPSILON = 1e-8
@@ -54,7 +54,7 @@ class WassersteinLogits(LogitLoss):
         """Sinkhorn's iterations"""
 
     config: Config
-    on_logits = False
+    on_logits = False  # the costs are one teacher's
     published = {
         "wkd-logit": Published(
             losses=[
@@ -90,8 +90,8 @@ class WassersteinLogits(LogitLoss):
 
     def _without(self, classes: Tensor) -> Tensor:
         """The costs (B, C − 1, C − 1) without each sample's own class."""
-        places = torch.arange(len(self.cost) - 1, device=classes.device)
-        kept = places + (places >= classes[:, None])
+        positions = torch.arange(len(self.cost) - 1, device=classes.device)
+        kept = positions + (positions >= classes[:, None])
         return self.cost[kept[:, :, None], kept[:, None, :]]
 
 
@@ -180,6 +180,6 @@ def _cells(x: Tensor, grid: int) -> list[Tensor]:
 
 
 def _deviation(x: Tensor) -> Tensor:
-    """√(unbiased variance + 1e-5) over the places of (B, D, N); of one place √1e-5."""
+    """√(unbiased variance + 1e-5) over the positions of (B, D, N); of one place √1e-5."""
     spread = (x - x.mean(dim=2, keepdim=True)).square().sum(dim=2) / max(x.shape[2] - 1, 1)
     return (spread + 1e-5).sqrt()

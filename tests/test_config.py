@@ -291,8 +291,9 @@ methods: [{name: x, losses: [{kind: hint, student_layer: body.0}]}]
   c.yaml:4:30: methods.x.losses.hint: name both 'student_layer' and 'teacher_layer', or neither
 
 methods: [at]
-  c.yaml:4:11: methods.at.layers: 'at' compares maps (D, H, W), and layer 'body.0' of the student gives (8,); use
-      hint, rkd or sp, which compare vectors too, or name layers that give maps
+  c.yaml:4:11: methods.at.layers: 'at' compares maps (D, H, W), and layer 'body.0' of the student gives (8,), layer
+      'body.1' of the teacher 'teacher' gives (16,); use hint, rkd or sp, which compare vectors too, or name
+      layers that give maps
 
 methods: [{name: x, losses: [{kind: hint, adapter: none}]}]
   c.yaml:4:52: methods.x.losses.hint.adapter: without an adapter the shapes must agree, and layer 'body.0' of the

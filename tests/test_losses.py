@@ -658,7 +658,18 @@ def test_default_layers():
 @pytest.mark.parametrize(
     ("config", "student", "teacher", "words"),
     [
-        ({"kind": "at"}, shapes((32,)), shapes((64,)), r"'stage1' of the student gives \(32,\)"),
+        (
+            {"kind": "at"},
+            shapes((32,)),
+            shapes((64,)),
+            r"'stage1' of the student gives \(32,\), layer 'stage1' of the teacher gives \(64,\)",
+        ),
+        (
+            {"kind": "pkd"},
+            shapes((8, 4, 4)),
+            shapes((64,)),
+            r"'stage1' of the student gives \(8, 4, 4\), layer 'stage1' of the teacher gives \(64,\)",
+        ),
         ({"kind": "hint"}, shapes((8, 4, 4)), shapes((64,)), "one form"),
         ({"kind": "hint"}, shapes((16, 32)), shapes((49, 32)), "token by token"),
         ({"kind": "hint", "adapter": "none"}, shapes((32,)), shapes((64,)), "shapes must agree"),

@@ -108,7 +108,9 @@ def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> s
     """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``."""
     names = sorted(set(known))
     lowered = {n.lower().replace("_", "-"): n for n in names}
-    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), lowered, n=1, cutoff=0.55)
+    wanted = str(name).lower().replace("_", "-")
+    begun = [n for n in lowered if n.startswith(f"{wanted}-")] if wanted else []
+    near = begun or difflib.get_close_matches(wanted, lowered, n=1, cutoff=0.55)
     parts = [f"did you mean '{lowered[near[0]]}'?"] if near else []
     if list_all and names:
         parts.append("known: " + ", ".join(names))

@@ -66,11 +66,10 @@ class KnowledgeReview(Loss):
             self.pairs = [*deep_pairs(student, teacher, before), (next(deepest), next(deepest))]
         else:
             self.pairs = named_pairs(self.config.layers, student, teacher, (False, True))
-        for names, table in zip(zip(*self.pairs, strict=True), (student, teacher), strict=True):
-            for name in names:
-                if len(table.shapes[name]) != 1:
-                    require_maps("reviewkd", table, name, "layers")
         for s, t in self.pairs:
+            both = ((student, s), (teacher, t))
+            if any(len(table.shapes[name]) not in (1, 3) for table, name in both):
+                require_maps("reviewkd", "layers", *both)
             ours, theirs = _as_map(student.shapes[s]), _as_map(teacher.shapes[t])
             if not self.config.fusion and ours != theirs:
                 raise Mismatch(
@@ -206,7 +205,7 @@ class SemanticCalibration(Loss):
             self.ours, self.theirs = (tuple(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
         for table, layers in ((student, self.ours), (teacher, self.theirs)):
             for layer in layers:
-                require_maps("semckd", table, layer, "layers")
+                require_maps("semckd", "layers", (table, layer))
         return Taps(self.ours, self.theirs, crosswise=True)
 
     def build(self, context: Context) -> None:

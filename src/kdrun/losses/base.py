@@ -71,6 +71,10 @@ class LayerConfig(LossConfig):
     """the teacher's layer"""
 
 
+DIMENSIONS = {"maps": (3,), "maps or vectors": (1, 3), "vectors": (1, 2, 3)}
+"""How many dimensions a layer may have, by the form that a loss needs."""
+
+
 class LayerLoss(Loss):
     """A loss on one layer of the student and one of the teacher.
 
@@ -100,9 +104,10 @@ class LayerLoss(Loss):
         theirs = chosen_layer(
             teacher, self.config.teacher_layer, self.default_layer(teacher), "teacher_layer"
         )
-        for table, layer, key in ((student, ours, "student_layer"), (teacher, theirs, "teacher_layer")):
-            if self.form == "maps" or (self.form != "vectors" and len(table.shapes[layer]) != 1):
-                require_maps(self.config.kind, table, layer, key)
+        both = ((student, ours), (teacher, theirs))
+        for (table, layer), key in zip(both, ("student_layer", "teacher_layer"), strict=True):
+            if len(table.shapes[layer]) not in DIMENSIONS[self.form]:
+                require_maps(self.config.kind, key, *both)
             if self.compares_places:
                 require_places(self.config.kind, table, layer, key)
         self.pair = ours, theirs
@@ -182,9 +187,9 @@ class StagesLoss(Loss):
 
     def check(self, ours: tuple[LayerTable, str], theirs: tuple[LayerTable, str]) -> None:
         """Raise ``Mismatch`` where two layers cannot be compared."""
-        for table, layer in (ours, theirs):
-            require_maps(self.config.kind, table, layer, "layers")
-            if self.compares_places:
+        require_maps(self.config.kind, "layers", ours, theirs)
+        if self.compares_places:
+            for table, layer in (ours, theirs):
                 require_places(self.config.kind, table, layer, "layers")
         shapes = [table.shapes[layer] for table, layer in (ours, theirs)]
         same = [shape[1:] if self.same_size else () for shape in shapes]
@@ -258,11 +263,11 @@ def require_places(kind: str, table: LayerTable, layer: str, key: str) -> None:
         )
 
 
-def require_maps(kind: str, table: LayerTable, layer: str, key: str) -> None:
-    """Raise ``Mismatch`` where a layer gives no maps."""
-    if len(table.shapes[layer]) != 3:
+def require_maps(kind: str, key: str, *layers: tuple[LayerTable, str]) -> None:
+    """Raise ``Mismatch`` where one of the layers gives no maps."""
+    if any(len(table.shapes[layer]) != 3 for table, layer in layers):
         raise Mismatch(
-            f"'{kind}' compares {FORMS[3]}, and {said_of(table, layer)}",
+            f"'{kind}' compares {FORMS[3]}, and {', '.join(said_of(*layer) for layer in layers)}",
             "use hint, rkd or sp, which compare vectors too, or name layers that give maps",
             key,
         )

@@ -145,12 +145,11 @@ class ConfidenceAwareFeatures(JointLoss):
         """One map of each network."""
         kind = self.config.kind
         self.ours = chosen_layer(student, self.config.student_layer, last_stage(student), "student_layer")
-        require_maps(kind, student, self.ours, "student_layer")
         self.theirs = {}
         for name, found in teachers.items():
             teacher = with_layers(found, kind)
             layer = chosen_layer(teacher, self.config.teacher_layer, last_stage(teacher), "teacher_layer")
-            require_maps(kind, teacher, layer, "teacher_layer")
+            require_maps(kind, "teacher_layer", (student, self.ours), (teacher, layer))
             self.theirs[name] = layer
         return {name: Taps((self.ours,), (layer,)) for name, layer in self.theirs.items()}
 

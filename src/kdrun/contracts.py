@@ -322,8 +322,13 @@ class Loss(Component, nn.Module):
         return None
 
     def predict(self, student: Outputs) -> Tensor:
-        """Logits (B, C) of an exported student, from the features that the loss tapped, by ``at_inference``."""
-        raise NotImplementedError
+        """Logits (B, C) of an exported student, from the features that the loss tapped.
+
+        Only losses that declare ``at_inference`` are asked, and each of them defines it.
+        """
+        raise AssertionError(
+            f"{type(self).__name__} declares parts at inference and does not say how they predict"
+        )
 
 
 class JointLoss(Loss):
@@ -332,17 +337,17 @@ class JointLoss(Loss):
     It gets ordered mappings by the teachers' names wherever a ``Loss`` gets one teacher, and is one instance.
     """
 
-    def taps(  # type: ignore[override]  # the rule of this class
+    def taps(  # type: ignore[override]  # teachers by name
         self, student: LayerTable, teachers: Mapping[str, LayerTable | None]
     ) -> Mapping[str, Taps]:
         """The layers wanted of the student and of each teacher."""
         return {name: Taps() for name in teachers}
 
-    def build(self, contexts: Mapping[str, Context]) -> None:  # type: ignore[override]  # the rule of this class
+    def build(self, contexts: Mapping[str, Context]) -> None:  # type: ignore[override]  # teachers by name
         """Make the adapters, from the context of each teacher."""
 
     @abstractmethod
-    def forward(  # type: ignore[override]  # the rule of this class
+    def forward(  # type: ignore[override]  # teachers by name
         self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch
     ) -> Tensor:
         """The unweighted scalar."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdrun.contracts import Batch, Context, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, pointwise, to_smaller
-from kdrun.losses.base import LayerConfig, LayerLoss, StagesConfig, StagesLoss
+from kdrun.losses.base import LayerConfig, LayerLoss, OnStages, StagesConfig
 from kdrun.losses.numerics import fixed, full, unit
 from kdrun.losses.recipes import CRD, FIRST
 from kdrun.taps import LayerTable
@@ -129,7 +129,7 @@ class FactorTransfer(LayerLoss):
         return unit(factor.flatten(1))
 
 
-class ActivationBoundaries(StagesLoss):
+class ActivationBoundaries(OnStages):
     """Activation boundaries: 3/1000 · Σ_i 2^(i−n+1) · Σ ([t > 0]·max(m − s, 0)² + [t ≤ 0]·max(s + m, 0)²) / B.
 
     s and t are maps (B, D, H, W) before the last ReLU of each stage i = 0 … n − 1, of one size, all pairs of stages
@@ -174,7 +174,7 @@ class ActivationBoundaries(StagesLoss):
         return 3e-3 * torch.stack(terms).sum() / len(pairs[0][0])
 
 
-class Overhaul(StagesLoss):
+class Overhaul(OnStages):
     """Overhaul of feature distillation: Σ_i 2^−(n−1−i) · Σ (s − t')² · [s > t' or t' > 0] / (1000·B).
 
     s and t are maps (B, D, H, W) before the last ReLU of each stage i = 0 … n − 1, of one size, all pairs of stages

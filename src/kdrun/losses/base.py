@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -26,19 +27,10 @@ class LogitConfig(LossConfig):
     """take the z-scores of each sample's logits first, the student's and the teacher's (Sun et al., 2024)"""
 
 
-class LogitLoss(Loss):
-    """A loss on the logits of student and teacher, both (B, C), in float32 or better."""
+class OnLogits(Loss):
+    """What losses on the logits of student and teacher, both (B, C), have in common."""
 
     config: LogitConfig
-
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """The divergence, on z-scores if the config asks for them."""
-        with exact(student.logits):
-            return self.divergence(self.seen(full(student.logits)), self.given(teacher), batch)
-
-    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """The scalar, of logits (B, C); the teacher's carry no gradient."""
-        raise NotImplementedError
 
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
         """The teacher's softmax at the loss's temperature (B, C)."""
@@ -52,6 +44,19 @@ class LogitLoss(Loss):
     def seen(self, logits: Tensor) -> Tensor:
         """Logits (B, C), or their z-scores."""
         return z_scores(logits) if self.config.logit_standardization else logits
+
+
+class LogitLoss(OnLogits):
+    """A loss that is one divergence of the student's logits from the teacher's, in float32 or better."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The divergence, on z-scores if the config asks for them."""
+        with exact(student.logits):
+            return self.divergence(self.seen(full(student.logits)), self.given(teacher), batch)
+
+    @abstractmethod
+    def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The scalar, of logits (B, C); the teacher's carry no gradient."""
 
 
 def main_classes(batch: Batch, teacher: Tensor) -> Tensor:
@@ -75,8 +80,8 @@ DIMENSIONS = {"maps": (3,), "maps or vectors": (1, 3), "vectors": (1, 2, 3)}
 """How many dimensions a layer may have, by the form that a loss needs."""
 
 
-class LayerLoss(Loss):
-    """A loss on one layer of the student and one of the teacher.
+class OnLayer(Loss):
+    """What losses on one layer of the student and one of the teacher have in common.
 
     ``default`` says which layer is taken where none is named; ``form`` what the layers must give: maps, maps or
     vectors, or anything, which is flattened to vectors (B, ·). ``pools`` averages the larger map down to the smaller;
@@ -113,15 +118,6 @@ class LayerLoss(Loss):
         self.pair = ours, theirs
         return Taps((ours,), (theirs,))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """The distance of the student's adapted layer and the teacher's."""
-        ours, theirs = self.layers(student, teacher)
-        if self.pools:
-            ours, theirs = to_smaller(ours, theirs)
-        ours, theirs = full(self.adapter(ours)), full(self.teacher_adapter(theirs))
-        with exact(ours):
-            return self.distance(ours, theirs, batch)
-
     def layers(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
         """Both layers' outputs, in float32 or better, the teacher's without a gradient."""
         assert teacher is not None
@@ -133,13 +129,26 @@ class LayerLoss(Loss):
         ours, theirs = self.layers(context.student, context.teacher)
         return tuple(ours.shape[1:]), tuple(theirs.shape[1:])
 
-    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """The scalar, of adapted features."""
-        raise NotImplementedError
-
     def default_layer(self, table: LayerTable) -> str | None:
         """The layer that is taken where none is named."""
         return table.pooled if self.default == "embedding" else last_stage(table)
+
+
+class LayerLoss(OnLayer):
+    """A loss that is one distance of the student's adapted layer from the teacher's."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The distance, in float32 or better."""
+        ours, theirs = self.layers(student, teacher)
+        if self.pools:
+            ours, theirs = to_smaller(ours, theirs)
+        ours, theirs = full(self.adapter(ours)), full(self.teacher_adapter(theirs))
+        with exact(ours):
+            return self.distance(ours, theirs, batch)
+
+    @abstractmethod
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The scalar, of adapted features."""
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -154,8 +163,8 @@ class StagesConfig(LossConfig):
     """pairs [student's layer, teacher's layer], shallow to deep; all pairs of stages where nothing is said"""
 
 
-class StagesLoss(Loss):
-    """A loss on pairs of maps (B, D, H, W), shallow to deep.
+class OnStages(Loss):
+    """A loss on pairs of maps (B, D, H, W), shallow to deep, taken together.
 
     ``before_relu`` takes each stage before its last ReLU; ``same_size`` and ``same_width`` refuse pairs that
     differ there; ``pools`` averages the larger map down to the smaller; ``compares_places`` leaves stages of one pixel
@@ -219,7 +228,7 @@ class StagesLoss(Loss):
         return nn.Identity()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """The sum over pairs."""
+        """The total, in float32 or better."""
         assert teacher is not None
         pairs = []
         for (s, t), adapter in zip(self.pairs, self.adapters, strict=True):
@@ -229,13 +238,21 @@ class StagesLoss(Loss):
         with exact(pairs[0][0]):
             return self.total(pairs)
 
+    @abstractmethod
     def total(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The scalar, of all pairs of adapted maps."""
+
+
+class StagesLoss(OnStages):
+    """A loss that is a sum of distances, one for each pair of maps."""
+
+    def total(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum over pairs."""
         return torch.stack([self.distance(ours, theirs) for ours, theirs in pairs]).sum()
 
+    @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The scalar of one pair."""
-        raise NotImplementedError
 
 
 def said_of(table: LayerTable, layer: str) -> str:

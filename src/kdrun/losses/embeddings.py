@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import bottleneck, pointwise, pool, to_smaller
-from kdrun.losses.base import LayerConfig, LayerLoss, has_maps, main_classes
+from kdrun.losses.base import LayerConfig, LayerLoss, OnLayer, has_maps, main_classes
 from kdrun.losses.matching import last_stage, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
 from kdrun.losses.recipes import WARM_UP
@@ -105,7 +105,7 @@ class SoftmaxRegression(LayerLoss):
         return F.mse_loss(ours, theirs) + self.config.classifier_weight * behind
 
 
-class SimKD(LayerLoss):
+class SimKD(OnLayer):
     """SimKD: mean (p(f_s) − f_t)², and the teacher's classifier goes with the student.
 
     Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller. The projector
@@ -329,7 +329,7 @@ class NormAndDirection(LayerLoss):
         return (1 - along / longer).mean()
 
 
-class PrimeAware(LayerLoss):
+class PrimeAware(OnLayer):
     """Prime-aware adaptive distillation: mean over B·D of (f_t − f_s)² / (1e-6 + exp v) + v.
 
     Taps one layer of each, flattened to (B, ·), the embedding by default; where the widths differ the student's goes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, pointwise, regressor, to_smaller
-from kdrun.losses.base import LayerConfig, LayerLoss, StagesConfig, StagesLoss
+from kdrun.losses.base import LayerConfig, LayerLoss, OnLayer, OnStages, StagesConfig, StagesLoss
 from kdrun.losses.matching import FORMS, Pair, stage_pairs, with_layers
 from kdrun.losses.numerics import fixed, full, unit
 from kdrun.losses.recipes import CRD, FIRST
@@ -178,7 +178,7 @@ class AttentionTransfer(StagesLoss):
         return unit(features.pow(self.config.p).mean(dim=1).flatten(1))
 
 
-class SolutionFlow(StagesLoss):
+class SolutionFlow(OnStages):
     """Flow of the solution procedure: Σ_i mean over B·C·C of (G_s − G_t)², G_i = f_{i+1} f_iᵀ / (H·W).
 
     Taps maps (B, D, H, W), at least two of each network, all pairs of stages by default; G is taken between
@@ -268,7 +268,7 @@ class NeuronSelectivity(StagesLoss):
         return (x @ y.mT).square().mean()
 
 
-class VariationalInformation(StagesLoss):
+class VariationalInformation(OnStages):
     """Variational information distillation: Σ_layers mean of ½((μ(f_s) − f_t)²/σ² + log σ²).
 
     Taps maps (B, D, H, W), all pairs of stages by default; the larger is pooled to the smaller. μ is three 1×1
@@ -469,7 +469,7 @@ class InterChannel(LayerLoss):
         return (ours - theirs).square().sum() / teacher.shape[:2].numel()
 
 
-class MaskedGeneration(LayerLoss):
+class MaskedGeneration(OnLayer):
     """Masked generative distillation: Σ (g(m · a(f_s)) − f_t)² / B.
 
     Taps one map (B, D, H, W) of each, the last stage by default; the larger is pooled to the smaller. a is a 1×1

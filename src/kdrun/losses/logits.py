@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdrun.contracts import Batch, Context, Outputs, Published, Taps
-from kdrun.losses.base import LogitConfig, LogitLoss, main_classes
+from kdrun.losses.base import LogitConfig, LogitLoss, OnLogits, main_classes
 from kdrun.losses.numerics import (
     bounded,
     exact,
@@ -347,7 +347,7 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(dim=1) / (norms + 1e-8)
 
 
-class MultiLevelKD(LogitLoss):
+class MultiLevelKD(OnLogits):
     """Multi-level logit distillation, as the authors' code computes it, with P the softmax at temperature T.
 
     instance: m·Σ_T kd_T(weak) + Σ_{strong T} kd_T(strong) + Σ_{unmasked T} kd_T(weak);

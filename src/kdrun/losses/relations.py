@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from kdrun.contracts import Batch, Context, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Embedding
-from kdrun.losses.base import LayerConfig, LayerLoss, LayerPairs
+from kdrun.losses.base import LayerConfig, LayerLoss, LayerPairs, OnLayer
 from kdrun.losses.matching import Pair, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
 from kdrun.losses.recipes import CRD
@@ -345,7 +345,7 @@ def _edges(x: Tensor) -> Tensor:
     return squares / (squares.max() + 1e-12)
 
 
-class InformationTheoretic(LayerLoss):
+class InformationTheoretic(OnLayer):
     """Information-theoretic representation distillation: `correlation`·L_c + `mutual`·L_m.
 
     L_c = log₂ Σ_d |c_d − 1|^(2α), c_d = mean_b s·t of columns standardised over the batch (unbiased); L_m = Σ over B²

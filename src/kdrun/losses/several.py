@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
@@ -32,7 +33,7 @@ class _JointLogits(JointLoss):
 
     config: JointConfig
 
-    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch) -> Tensor:  # type: ignore[override]  # a JointLoss
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch) -> Tensor:  # type: ignore[override]  # teachers by name: a JointLoss
         """The weighted sum, ≥ 0."""
         with exact(student.logits):
             ours = self._seen(full(student.logits))
@@ -42,9 +43,9 @@ class _JointLogits(JointLoss):
             each = torch.stack([relative_entropy(F.softmax(z / t, dim=-1), log_q) for z in theirs])
             return t**2 * (self.weights(ours.detach(), theirs, batch) * each).mean(dim=1).sum()
 
+    @abstractmethod
     def weights(self, student: Tensor, teachers: Tensor, batch: Batch) -> Tensor:
         """Weights (M, B) or (M, 1), from logits (B, C) and (M, B, C), none of them with a gradient."""
-        raise NotImplementedError
 
     def _seen(self, logits: Tensor) -> Tensor:
         return z_scores(logits) if self.config.logit_standardization else logits
@@ -139,7 +140,7 @@ class ConfidenceAwareFeatures(JointLoss):
     ours: str
     theirs: dict[str, str]
 
-    def taps(  # type: ignore[override]  # a JointLoss
+    def taps(  # type: ignore[override]  # teachers by name: a JointLoss
         self, student: LayerTable, teachers: Mapping[str, LayerTable | None]
     ) -> Mapping[str, Taps]:
         """One map of each network."""
@@ -153,7 +154,7 @@ class ConfidenceAwareFeatures(JointLoss):
             self.theirs[name] = layer
         return {name: Taps((self.ours,), (layer,)) for name, layer in self.theirs.items()}
 
-    def build(self, contexts: Mapping[str, Context]) -> None:  # type: ignore[override]  # a JointLoss
+    def build(self, contexts: Mapping[str, Context]) -> None:  # type: ignore[override]  # teachers by name: a JointLoss
         """Make the projections, and copy the teachers' classifiers."""
         self.projections, self.classifiers = nn.ModuleList(), nn.ModuleList()
         for name, context in contexts.items():
@@ -163,7 +164,7 @@ class ConfidenceAwareFeatures(JointLoss):
             self.projections.append(nn.Sequential(*pointwise(ours, theirs, bias=True), nn.ReLU()))
             self.classifiers.append(teacher_classifier(context, self.config.kind, self.theirs[name]))
 
-    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch) -> Tensor:  # type: ignore[override]  # a JointLoss
+    def forward(self, student: Outputs, teachers: Mapping[str, Outputs], batch: Batch) -> Tensor:  # type: ignore[override]  # teachers by name: a JointLoss
         """The weighted sum, ≥ 0."""
         f = full(student.features[self.ours])
         height = f.shape[2]

@@ -17,6 +17,7 @@ from kdrun.store import checkpoints
 from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.files import claim_json, digest, read_json, write_bytes, write_json
 from kdrun.store.fingerprints import first_difference
+from kdrun.store.shelf import Shelf
 
 FORMAT = 1
 
@@ -116,6 +117,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.shelf = Shelf(root / "cache")
 
     def lock_file(self, fingerprint: str) -> Path:
         """Where the lock of a run lies."""

@@ -64,6 +64,21 @@ device: gpu
 dataset: {kind: digits, augmentation: standrd}
   c.yaml:1:39: dataset.augmentation: unknown value 'standrd'; did you mean 'standard'? known: …
 
+dataset: {kind: digits, augmentation: {copies: 2, part: crop}}
+  c.yaml:1:51: dataset.augmentation: unknown key 'part'; did you mean 'parts'? known: …
+
+dataset: {kind: digits, augmentation: {copies: 0}}
+  c.yaml:1:48: dataset.augmentation.copies: 0 is out of range; write a number that is at least 1
+
+dataset: {kind: digits, augmentation: {copies: 2, parts: none}}
+  c.yaml:1:58: dataset.augmentation.parts: copies without a part are all alike; write `parts: standard`
+
+dataset: {kind: digits, augmentation: {copies: 2, parts: [crop, flpi]}}
+  c.yaml:1:65: dataset.augmentation.parts.flpi.kind: unknown kind 'flpi'; did you mean 'flip'? known: …
+
+dataset: {kind: digits, strong_view: {copies: 2}}
+  c.yaml:1:38: dataset.strong_view: a second view has no copies; write a preset's name or a list of parts
+
 training: {epochs: 1.5}
   c.yaml:5:20: training.epochs: 1.5 is not a whole number
 

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from kdrun import registry
+from kdrun import assembly, registry
 from kdrun.contracts import HIDDEN, Draw, Spec
-from kdrun.data import Raw, SampleSet, base, files, sampling
+from kdrun.data import Raw, SampleSet, files, sampling, sources
 from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
 from kdrun.errors import DataError
+from kdrun.plan import plan
 from kdrun.randomness import generator
+from support import checked
 
 CPU = torch.device("cpu")
 VIEW = "input"
@@ -474,11 +476,12 @@ def test_mixup_shares_are_beta(alpha):
 # --------------------------------------------------------------------------------------- augmentation
 
 
-def draws(seed=0):
-    return generator(seed, "test")
-
-
 MEAN = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+
+
+def changed(part, pictures):
+    drawn = part.draw(len(pictures), tuple(pictures.shape[2:]), generator(0, "test"))
+    return part.apply(pictures, MEAN[: pictures.shape[1]], drawn)
 
 
 def test_crop_is_the_window_of_the_padded_picture():
@@ -492,7 +495,7 @@ def test_crop_is_the_window_of_the_padded_picture():
 
 def test_crop_offsets_are_uniform_and_each_samples_own():
     place = (torch.arange(64) + 1.0).view(1, 1, 8, 8).expand(8100, 1, 8, 8)
-    out = Crop(kind="crop", padding=1).apply(place, MEAN, draws())
+    out = changed(Crop(kind="crop", padding=1), place)
     centre = out[:, 0, 4, 4].long() - 1
     counts = torch.bincount((centre // 8 - 3) * 3 + centre % 8 - 3, minlength=9)
     assert len(counts) == 9 and counts.sum() == 8100
@@ -504,13 +507,13 @@ def test_crop_equals_torchvisions_where_the_offsets_are_equal():
 
     picture = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     reference = {v2.RandomCrop(8, padding=1)(picture).numpy().tobytes() for _ in range(300)}
-    cropped = Crop(kind="crop", padding=1).apply(picture.expand(300, -1, -1, -1) / 255, MEAN, draws())
+    cropped = changed(Crop(kind="crop", padding=1), picture.expand(300, -1, -1, -1) / 255)
     assert {(p * 255).round().to(torch.uint8).numpy().tobytes() for p in cropped} == reference
 
 
 def test_flip():
     pictures = torch.rand(2000, 1, 3, 4)
-    out = Flip(kind="flip").apply(pictures, MEAN, draws())
+    out = changed(Flip(kind="flip"), pictures)
     flipped = (out == pictures.flip(-1)).all(dim=(1, 2, 3))
     kept = (out == pictures).all(dim=(1, 2, 3))
     assert (flipped ^ kept).all()
@@ -518,7 +521,7 @@ def test_flip():
 
 
 def test_cutout_fills_a_square_with_the_mean_colour():
-    out = Cutout(kind="cutout", size=4).apply(torch.full((3000, 3, 8, 8), 0.1), MEAN, draws())
+    out = changed(Cutout(kind="cutout", size=4), torch.full((3000, 3, 8, 8), 0.1))
     hole = (out == MEAN).all(dim=1)
     assert ((out == MEAN) == hole[:, None]).all() and (
         out.masked_select(~hole[:, None].expand_as(out)) == 0.1
@@ -531,16 +534,16 @@ def test_cutout_fills_a_square_with_the_mean_colour():
 
 def test_jitter():
     part = Jitter(kind="jitter", brightness=0.5, contrast=0.0)
-    out = part.apply(torch.full((500, 3, 2, 2), 0.4), MEAN, draws())
+    out = changed(part, torch.full((500, 3, 2, 2), 0.4))
     factors = out[:, 0, 0, 0] / 0.4
     assert torch.allclose(out, out[:, :1, :1, :1].expand_as(out))
     assert 0.5 <= factors.min() < 0.55 and 1.45 < factors.max() <= 1.5
     pictures = 0.3 + 0.4 * torch.rand(500, 3, 4, 4)
-    out = Jitter(kind="jitter", brightness=0.0, contrast=0.3).apply(pictures, MEAN, draws())
+    out = changed(Jitter(kind="jitter", brightness=0.0, contrast=0.3), pictures)
     assert torch.allclose(out.mean((1, 2, 3)), pictures.mean((1, 2, 3)), atol=1e-6)
     ratios = out.std((1, 2, 3)) / pictures.std((1, 2, 3))
     assert 0.7 <= ratios.min() + 1e-5 < 0.75 and 1.25 < ratios.max() <= 1.3 + 1e-5
-    out = Jitter(kind="jitter", brightness=1.0, contrast=1.0).apply(torch.rand(500, 3, 4, 4), MEAN, draws())
+    out = changed(Jitter(kind="jitter", brightness=1.0, contrast=1.0), torch.rand(500, 3, 4, 4))
     assert out.min() >= 0 and out.max() <= 1
 
 
@@ -553,6 +556,15 @@ def test_presets_change_training_batches_only(name):
     assert one.index.equal(other.index) and not one.views[VIEW].equal(other.views[VIEW])
     spelt = small(augmentation=[part.model_dump() for part in PRESETS[name]])
     assert all_same(spelt.batches(Draw(0, 8), 0), changed.batches(Draw(0, 8), 0))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_pictures_come_channels_last(name):
+    dataset = small(augmentation=name, strong_view="strong")
+    batches = [next(dataset.batches(Draw(0, 8, mixup=m, cutmix=c), 0)) for m, c in ((0, 0), (1, 0), (0, 1))]
+    for batch in [*batches, next(dataset.split("test", 5))]:
+        for view in batch.views.values():
+            assert view.shape[1:] == (3, 6, 6) and view.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_crop_pads_with_black():
@@ -640,11 +652,11 @@ def test_the_streaming_path_gives_the_same_bits(folder, monkeypatch):
     }
     stored = loaded("image-folder", **options)
     monkeypatch.setattr(files, "memory_limit", lambda device: 0)
-    monkeypatch.setattr(base, "WORKERS", 2)
+    monkeypatch.setattr(sources, "WORKERS", 2)
     state = torch.random.get_rng_state()
     streamed = loaded("image-folder", **options)
-    assert isinstance(streamed._parts["train"].source, base.Streamed)
-    assert isinstance(stored._parts["train"].source, base.Stored)
+    assert isinstance(streamed._parts["train"].source, sources.Streamed)
+    assert isinstance(stored._parts["train"].source, sources.Stored)
     draw = Draw(1, 3, mixup=0.3)
     assert all_same(stored.batches(draw, 1, first=1), streamed.batches(draw, 1, first=1))
     assert all_same(stored.split("test", 3), streamed.split("test", 3))
@@ -655,7 +667,7 @@ def test_the_streaming_path_gives_the_same_bits(folder, monkeypatch):
 def test_streaming_without_a_test_folder(folder, monkeypatch):
     stored = loaded("image-folder", root=str(folder / "train"), size=6)
     monkeypatch.setattr(files, "memory_limit", lambda device: 0)
-    monkeypatch.setattr(base, "WORKERS", 0)
+    monkeypatch.setattr(sources, "WORKERS", 0)
     streamed = loaded("image-folder", root=str(folder / "train"), size=6)
     assert all_same(stored.batches(Draw(0, 2), 0), streamed.batches(Draw(0, 2), 0))
     assert all_same(stored.split("test"), streamed.split("test"))
@@ -663,7 +675,7 @@ def test_streaming_without_a_test_folder(folder, monkeypatch):
 
 def test_a_picture_that_vanishes_while_streaming_is_named(folder, monkeypatch):
     monkeypatch.setattr(files, "memory_limit", lambda device: 0)
-    monkeypatch.setattr(base, "WORKERS", 1)
+    monkeypatch.setattr(sources, "WORKERS", 1)
     dataset = loaded("image-folder", root=str(folder), size=6)
     (folder / "train" / "a" / "3.png").unlink()
     began = time.monotonic()
@@ -936,6 +948,181 @@ def test_the_identity_of_arrays_is_the_file(tmp_path):
     assert one["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and "path" not in one
     moved = shutil.copy(path, tmp_path / "other.csv")
     assert make("arrays", path=str(moved)).identity() == one
+
+
+# ---------------------------------------------------------------------------------------- fixed copies
+
+
+EVERY_PART = ["crop", "flip", "jitter", {"kind": "cutout", "size": 3}]
+COPIES = {"copies": 3, "parts": EVERY_PART}
+
+
+def rows_of(copies, batch):
+    views, labels = copies[batch.copy]
+    return views[batch.index], labels[batch.index]
+
+
+def seen_in(dataset, number, size=7):
+    batches = list(dataset.copy(number, size))
+    assert {batch.copy for batch in batches} == {number} and batches[0].views.keys() == {VIEW}
+    assert torch.cat([b.index for b in batches]).tolist() == list(range(len(dataset.labels("train"))))
+    return torch.cat([b.views[VIEW] for b in batches]), torch.cat([b.labels for b in batches])
+
+
+def demand_batches_of_copies(dataset, epochs=4):
+    """Every batch that students see is rows of the copy that it says, and the copies come in turn."""
+    draw = Draw(5, 8)
+    number = dataset.copies(draw)
+    copies = [seen_in(dataset, k) for k in range(number)]
+    for drawn in (draw, replace(draw, seed=6, batch_size=5), replace(draw, labelled_only=True)):
+        for epoch in range(epochs):
+            for batch in dataset.batches(drawn, epoch):
+                views, labels = rows_of(copies, batch)
+                assert batch.copy == epoch % number
+                assert batch.views[VIEW].equal(views) and batch.labels.equal(
+                    torch.where(batch.labels == HIDDEN, HIDDEN, labels)
+                )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("iris", {"labels_per_class": 4}),
+        ("digits", {"validation": 0.9, "test": 0.5}),
+        ("synthetic", {"shape": [3, 6, 6], "samples": 40, "augmentation": COPIES, "labels_per_class": 2}),
+        ("synthetic", {"shape": [1, 8, 6], "samples": 40, "augmentation": {"copies": 2}}),
+    ],
+)
+def test_batches_are_rows_of_the_copies(kind, options):
+    demand_batches_of_copies(loaded(kind, **options))
+
+
+def test_copies_of_pictures_of_floats(tmp_path):
+    pictures = (BYTES / 255).astype(np.float32)
+    dataset = arrays(
+        tmp_path, {"augmentation": COPIES}, x_train=pictures, y_train=Y, x_test=pictures, y_test=Y
+    )
+    dataset.load(CPU)
+    demand_batches_of_copies(dataset)
+
+
+def test_a_copy_is_the_same_alone_and_in_any_company():
+    dataset = small(augmentation=COPIES, validation=0.2)
+    for number in range(3):
+        views, labels = seen_in(dataset, number)
+        assert all(seen_in(dataset, number, size)[0].equal(views) for size in (1, 3, 500))
+        assert labels.tolist() == dataset.labels("train").tolist()
+    assert seen_in(small(augmentation=COPIES, validation=0.2), 1)[0].equal(seen_in(dataset, 1)[0])
+
+
+def test_a_large_picture_is_the_same_alone_with_several_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pictures = torch.rand(3, 3, 120, 120)
+        part = Jitter(kind="jitter")
+        drawn = part.draw(3, (120, 120), generator(0, "test"))
+        alone = [part.apply(pictures[i : i + 1], MEAN, tuple(n[i : i + 1] for n in drawn)) for i in range(3)]
+        assert torch.cat(alone).equal(part.apply(pictures, MEAN, drawn))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_copies_differ_by_number_sample_and_the_sets_seed(tmp_path):
+    pictures = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 3, 9, 9), dtype=np.uint8), 20, axis=0)
+    options = {"augmentation": COPIES}
+    saved = {"x_train": pictures, "y_train": Y, "x_test": pictures, "y_test": Y}
+    seen = set()
+    for seed in (0, 1):
+        dataset = arrays(tmp_path, options | {"seed": seed}, **saved)
+        dataset.load(CPU)
+        seen |= {row.numpy().tobytes() for k in range(3) for row in seen_in(dataset, k)[0]}
+    assert len(seen) == 2 * 3 * 20
+
+
+def test_without_augmentation_the_copy_is_the_training_split():
+    for dataset in (loaded("iris"), small()):
+        assert all_same(dataset.copy(0, 9), dataset.split("train", 9))
+
+
+def test_how_many_passes_differ():
+    teacher, mixed = Draw(0, 8, labels="all", purpose="teacher"), Draw(0, 8, mixup=0.2)
+    expected = {"none": (1, 1, None), "standard": (None, None, None), "fixed": (3, None, None)}
+    for name, passes in expected.items():
+        dataset = small(augmentation=COPIES if name == "fixed" else name)
+        assert tuple(dataset.copies(draw) for draw in (Draw(0, 8), teacher, mixed)) == passes
+    assert small().copies(Draw(0, 8, cutmix=1.0)) is None
+    assert loaded("iris").copies(Draw(0, 8)) == 1
+    assert small(strong_view="strong").copies(Draw(0, 8)) == 1, "the default view is asked for"
+
+
+def test_teachers_see_no_copies():
+    plain, fixed = small(augmentation=EVERY_PART), small(augmentation=COPIES)
+    draw = Draw(0, 8, labels="all", purpose="teacher")
+    assert all_same(plain.batches(draw, 1), fixed.batches(draw, 1))
+    assert {batch.copy for batch in fixed.batches(draw, 1)} == {0}
+    assert not all_same(plain.batches(Draw(0, 8), 1), fixed.batches(Draw(0, 8), 1))
+
+
+def test_copies_can_be_mixed_and_have_a_strong_view_beside_them():
+    dataset = small(augmentation=COPIES, strong_view="strong")
+    copies = [seen_in(dataset, k)[0] for k in range(3)]
+    plain, mixed = (list(dataset.batches(Draw(0, 8, mixup=mixup), 1)) for mixup in (0.0, 0.4))
+    for batch, other in zip(plain, mixed, strict=True):
+        share, x = other.mix.share.view(-1, 1, 1, 1), copies[1][other.index]
+        assert torch.allclose(other.views[VIEW], share * x + (1 - share) * x[other.mix.partner])
+        assert not batch.views["strong"].equal(batch.views[VIEW]) and other.copy == 1
+
+
+def test_a_batch_keeps_the_number_of_its_copy():
+    batch = next(small(augmentation=COPIES).batches(Draw(0, 8), 2))
+    assert batch.copy == 2
+    for other in (batch.to(CPU), batch.with_labels(batch.labels), batch.rows(torch.tensor([1, 3]))):
+        assert other.copy == 2
+
+
+def test_every_part_is_named_where_copies_are_wrong():
+    for wrong, told in (
+        ({"copies": 0}, "greater than or equal to 1"),
+        ({"parts": "standard"}, "Field required"),
+        ({"copies": 2, "parts": "none"}, "write `parts: standard`"),
+        ({"copies": 2, "parts": []}, "write `parts: standard`"),
+        ({"copies": 2, "part": "crop"}, "Extra inputs"),
+        ({"copies": 2, "parts": {"copies": 2}}, "Input should be"),
+    ):
+        with pytest.raises(ValidationError, match=told) as caught:
+            make("cifar10", augmentation=wrong)
+        assert caught.value.error_count() == 1
+    with pytest.raises(ValidationError, match="a second view has no copies; write"):
+        make("cifar10", strong_view={"copies": 2})
+
+
+def test_parts_that_are_a_preset_are_told_by_its_name():
+    spelt = [part.model_dump() for part in PRESETS["standard"]]
+    assert make("cifar10", augmentation=spelt).identity() == make("cifar10").identity()
+    one, other = ({"copies": 4, "parts": parts} for parts in (spelt, "standard"))
+    assert make("cifar10", augmentation=one).identity() == make("cifar10", augmentation=other).identity()
+    assert make("cifar10", augmentation=one).identity() != make("cifar10").identity()
+    assert (
+        make("cifar10", augmentation=one, seed=1).identity() != make("cifar10", augmentation=one).identity()
+    )
+
+
+def test_one_teacher_serves_students_with_and_without_copies():
+    def fingerprints(augmentation):
+        text = (
+            f"dataset: {{kind: digits, augmentation: {augmentation}}}\n"
+            "teacher: {model: {kind: mlp}}\nstudent: {model: {kind: mlp}}\nmethods: [kd]\n"
+        )
+        config = checked(text)
+        runs = plan(config, assembly.open_dataset(config).identity()).runs
+        return [{run.fingerprint for run in runs if run.role == role} for role in ("teacher", "student")]
+
+    teachers, students = fingerprints("standard")
+    for written in ("{copies: 4}", "{copies: 4, parts: standard}", "{copies: 4, parts: [crop, flip]}"):
+        others = fingerprints(written)
+        assert others[0] == teachers and not others[1] & students
+    assert fingerprints("{copies: 4, parts: crop}")[0] != teachers
 
 
 # ------------------------------------------------------------------------------------------ torchvision

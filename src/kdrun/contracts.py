@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -43,12 +44,14 @@ class Batch:
 
     ``views`` are the inputs by name, each (B, …) float32; ``labels`` (B,) int64, ``HIDDEN`` where the student
     may not see them; ``index`` (B,) int64, the sample's place in its split. Labels stay integers under mixup.
+    ``copy`` says which fixed copy of the samples it is, 0 where there are none.
     """
 
     views: dict[str, Tensor]
     labels: Tensor
     index: Tensor
     mix: Mix | None = None
+    copy: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,7 +60,7 @@ class Batch:
         """The same batch on another device."""
         mix = self.mix and Mix(self.mix.partner.to(device), self.mix.share.to(device))
         views = {name: view.to(device) for name, view in self.views.items()}
-        return Batch(views, self.labels.to(device), self.index.to(device), mix)
+        return Batch(views, self.labels.to(device), self.index.to(device), mix, self.copy)
 
     def with_labels(self, labels: Tensor) -> Batch:
         """The same samples with other labels."""
@@ -66,7 +69,8 @@ class Batch:
     def rows(self, rows: Tensor) -> Batch:
         """Some of the samples, by their positions (K,), under mixup with the labels that they mostly are of."""
         labels = self.main_labels[rows]
-        return Batch({name: view[rows] for name, view in self.views.items()}, labels, self.index[rows])
+        views = {name: view[rows] for name, view in self.views.items()}
+        return Batch(views, labels, self.index[rows], copy=self.copy)
 
     @property
     def main_labels(self) -> Tensor:
@@ -369,7 +373,7 @@ class DatasetConfig(Schema):
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """the score of the comparison"""
     seed: int = 0
-    """draws the test split where a set has none, the validation share and the labelled subset"""
+    """draws the test split where a set has none, the validation share, the labelled subset and fixed copies"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +393,25 @@ class Draw:
     mixup: float = 0.0
     cutmix: float = 0.0
     purpose: str = "student"
+
+
+class Shelf(Protocol):
+    """Where arrays that could be computed anew are kept between commands; see ``kdrun.store``."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie, to be told."""
+        ...
+
+    def find(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a key as read-only memory maps, or None."""
+        ...
+
+    def make(
+        self, key: str, forms: Mapping[str, tuple[tuple[int, ...], str]], about: Mapping[str, Any]
+    ) -> AbstractContextManager[dict[str, np.ndarray]]:
+        """Arrays of some shapes and types to be filled; raises ``StoreError`` where there is no room for them."""
+        ...
 
 
 class Dataset(Component, ABC):
@@ -412,8 +435,13 @@ class Dataset(Component, ABC):
         return True
 
     @abstractmethod
-    def load(self, device: torch.device) -> None:
-        """Read (or download) the samples, once; later calls do nothing."""
+    def load(
+        self, device: torch.device, shelf: Shelf | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Read (or download) the samples, once; later calls do nothing.
+
+        What takes long to read may be kept on the ``shelf``; ``say`` gets a sentence before anything takes long.
+        """
 
     @abstractmethod
     def steps(self, draw: Draw) -> int:
@@ -426,6 +454,20 @@ class Dataset(Component, ABC):
     @abstractmethod
     def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
         """The samples of a split in their order, not augmented, with all labels."""
+
+    def copies(self, draw: Draw) -> int | None:
+        """How many different passes over the training set the default view of a draw makes; None for no end of them.
+
+        In epoch e, counted from 0, a draw that makes K of them sees the samples as they are in copy e % K.
+        """
+        return None
+
+    def copy(self, number: int, batch_size: int) -> Iterator[Batch]:
+        """The training samples in their order as they look in a copy, counted from 0, with all labels.
+
+        The same bits as in the batches of a draw that sees this copy. Only asked for where ``copies`` has said so.
+        """
+        raise AssertionError(f"{type(self).__name__} says that it has copies, and does not give them")
 
     @abstractmethod
     def labels(self, name: Split, given: bool = False) -> np.ndarray:

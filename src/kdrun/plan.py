@@ -218,12 +218,21 @@ def _teacher_run(
         name=name,
         method=teacher.method,
         seed=seed,
-        data={key: value for key, value in data.items() if key != "labels_per_class"},
+        data=_as_teachers_see(data),
         teachers={source: _serving(source, seed, known) for source in sources},
         weights=teacher.weights,
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
     )
+
+
+def _as_teachers_see(data: dict[str, Any]) -> dict[str, Any]:
+    """A data set's identity without what concerns its students alone: how few labels, and that copies are fixed."""
+    seen = {key: value for key, value in data.items() if key != "labels_per_class"}
+    match seen.get("augmentation"):
+        case {"copies": _, "parts": parts}:
+            seen["augmentation"] = parts
+    return seen
 
 
 def _run(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 
 from kdrun import errors
 from kdrun.config.parts import AnyOf
@@ -147,6 +147,8 @@ def _below(annotation: Any, part: str | int) -> Any:
                 return Annotated[field.annotation, *field.metadata, None]
         return None
     for member in get_args(annotation):
+        if any(isinstance(mark, Tag) and mark.tag == part for mark in getattr(member, "__metadata__", ())):
+            return member
         kind = getattr(member, "model_fields", {}).get("kind")
         if (kind and part in get_args(kind.annotation)) or str(part).startswith(
             f"{getattr(get_origin(member), '__name__', '?')}["

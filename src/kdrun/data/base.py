@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Spec, Split
+from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split
 from kdrun.data import augmentation, sampling
+from kdrun.data.augmentation import boxes
+from kdrun.data.sources import Inputs, Source, source
 from kdrun.errors import DataError
 from kdrun.randomness import derive, generator
 
 VIEW, STRONG = "input", "strong"
 """The names of the view that these sets offer, and of the further one where it is asked for."""
+PURPOSES = {VIEW: "augment", STRONG: "augment strongly"}
+"""What the random numbers of each view are drawn for."""
 TEST_SHARE = 0.3
 """Share of a set without a test split that is drawn as one."""
-WORKERS = min(8, os.cpu_count() or 1)
-"""Processes that decode pictures for a set that is too large for memory."""
 CHUNK = 256
 """Samples that a pass over a whole split looks at in one piece."""
 
@@ -37,73 +37,17 @@ class HeldOutConfig(DatasetConfig):
     """share of the samples drawn as the test split, stratified by class"""
 
 
-class Pictures(Protocol):
-    """Pictures that are decoded one at a time, when they are wanted."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int) -> np.ndarray:
-        """A picture, uint8 (C, H, W)."""
-        ...
-
-
-Inputs = np.ndarray | Pictures
-
-
 class Raw(NamedTuple):
     """What a set's files hold; without ``test`` inputs, a test split is drawn from ``train``.
 
     Inputs are pictures (N, C, H, W), uint8 or float32 in [0, 1], or tables (N, F) of finite numbers; labels are
-    (N,) integers from 0.
+    (N,) integers from 0. Pictures in a memory map are read from there while they are used.
     """
 
     train: Inputs
     train_labels: np.ndarray
     test: Inputs | None = None
     test_labels: np.ndarray | None = None
-
-
-class Stored:
-    """Samples as one tensor on the device."""
-
-    def __init__(self, samples: np.ndarray, device: torch.device) -> None:
-        self._samples = torch.from_numpy(np.require(samples, requirements=["C", "W"])).to(device)
-
-    def gather(self, order: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The samples at the positions of each batch, as they are stored."""
-        for rows in order:
-            yield self._samples.index_select(0, rows.to(self._samples.device))
-
-
-class Streamed:
-    """Samples that are decoded by worker processes while they are used."""
-
-    def __init__(self, pictures: Pictures, device: torch.device) -> None:
-        self._pictures, self._device = pictures, device
-
-    def gather(self, order: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The samples at the positions of each batch, as they are stored.
-
-        Raises ``DataError`` where a file has vanished or changed since it was checked.
-        """
-        loader: DataLoader[Tensor] = DataLoader(
-            self._pictures,  # type: ignore[arg-type]  # anything with these two methods will do
-            batch_sampler=[rows.tolist() for rows in order],
-            num_workers=WORKERS,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # its own, or it draws from the global one
-        )
-        try:
-            for pictures in loader:
-                yield pictures.to(self._device, non_blocking=True)
-        except DataError as error:  # its text ends with the worker's own error
-            error.__traceback__ = None  # it would keep the workers alive until they are killed, seconds later
-            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
-
-
-def source(inputs: Inputs, device: torch.device) -> Stored | Streamed:
-    """Arrays are kept on the device, anything else is streamed."""
-    return Stored(inputs, device) if isinstance(inputs, np.ndarray) else Streamed(inputs, device)
 
 
 class Piece(NamedTuple):
@@ -114,24 +58,37 @@ class Piece(NamedTuple):
     labels: np.ndarray
 
     def chunks(self) -> Iterator[Tensor]:
-        """The samples in their order, some at a time, on the CPU."""
-        return source(self.inputs, torch.device("cpu")).gather(torch.from_numpy(self.rows).split(CHUNK))
+        """The samples in their order, some at a time, on the CPU and as they were read."""
+        for samples in source(self.inputs, torch.device("cpu")).gather(torch.from_numpy(self.rows), CHUNK):
+            yield samples.permute(0, 3, 1, 2).contiguous() if samples.ndim == 4 else samples
+
+
+class Some(NamedTuple):
+    """What a batch is made of: positions in the split, on the CPU and on the device, labels, and stored samples."""
+
+    places: Tensor
+    positions: Tensor
+    labels: Tensor
+    samples: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A split: rows (N,) of a source, and their labels (N,), all and as the students see them."""
 
-    source: Stored | Streamed
+    source: Source
     rows: Tensor
     labels: Tensor
     given: Tensor
 
-    def gather(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The position in the split and the stored samples of each batch, on the device."""
-        order = list(order)
-        for index, samples in zip(order, self.source.gather(self.rows[i] for i in order), strict=True):
-            yield index.to(self.labels.device), samples
+    def gather(self, order: Tensor, size: int, labels: Tensor) -> Iterator[Some]:
+        """What is at some positions (N,) of the split, ``size`` at a time, with these of its labels."""
+        if not len(order):
+            return
+        index = order.to(labels.device)
+        samples = self.source.gather(self.rows[order], size)
+        pieces = zip(order.split(size), index.split(size), labels[index].split(size), samples, strict=True)
+        yield from map(Some._make, pieces)
 
 
 class SampleSet(Dataset):
@@ -169,14 +126,17 @@ class SampleSet(Dataset):
         """
         self.spec = spec
         self._shape = spec.shapes[VIEW]
-        self._augmentations = {VIEW: augmentation.parts(getattr(self.config, "augmentation", "none"))}
+        written: augmentation.Augmentation = getattr(self.config, "augmentation", "none")
+        self._augmentations = {VIEW: augmentation.parts(written)}
+        self._copies = written.copies if isinstance(written, augmentation.Copies) else None
         if (strong := getattr(self.config, "strong_view", None)) is not None:
             self._augmentations[STRONG] = augmentation.parts(strong)
             self.spec = replace(spec, shapes={VIEW: self._shape, STRONG: self._shape})
         if not self.pictures and (len(self._augmentations) > 1 or self._augmentations[VIEW]):
-            written = bool(self._augmentations[VIEW])
             key, cure = (
-                ("augmentation", "write `augmentation: none`") if written else ("strong_view", "remove it")
+                ("augmentation", "write `augmentation: none`")
+                if self._augmentations[VIEW]
+                else ("strong_view", "remove it")
             )
             raise DataError(
                 f"dataset.{key}: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, "
@@ -196,22 +156,31 @@ class SampleSet(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """The config without what does not decide the samples: where they lie and how they are scored."""
-        return self.config.model_dump(mode="json", exclude={"root", "metric"})
+        written = self.config.model_dump(mode="json", exclude={"root", "metric"})
+        return {
+            key: augmentation.shortest(value) if key in ("augmentation", "strong_view") else value
+            for key, value in written.items()
+        }
 
     # ------------------------------------------------------------------------------------------ loading
 
-    def load(self, device: torch.device) -> None:
+    def load(
+        self, device: torch.device, shelf: Shelf | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Read the samples, draw the splits and put everything on the device; later calls do nothing.
 
         Raises ``DataError`` where files are missing or broken, or a class has too few samples.
         """
         if self._parts:
             return
-        self.device = device
+        self.device, self._shelf, self._say = device, shelf, say
         pieces = self._pieces(self.read())
         self._test_hash = self._hash(pieces["test"])
         if self.pictures:
             self._normaliser = self._picture_statistics(pieces["train"])
+            self._colours = [
+                figures.flatten().repeat(self._shape[1] * self._shape[2]) for figures in self._normaliser
+            ]
         else:
             pieces = self._standardised(pieces)
         unique = {id(piece.inputs): piece.inputs for piece in pieces.values()}
@@ -235,7 +204,7 @@ class SampleSet(Dataset):
             pieces["test"] = Piece(raw.test, np.arange(len(raw.test_labels)), raw.test_labels)
         return pieces
 
-    def _part(self, samples: Stored | Streamed, piece: Piece) -> Part:
+    def _part(self, samples: Source, piece: Piece) -> Part:
         """A split on the device, with all its labels given."""
         labels = torch.from_numpy(piece.labels.astype(np.int64)).to(self.device)
         return Part(samples, torch.from_numpy(piece.rows), labels, labels)
@@ -256,7 +225,7 @@ class SampleSet(Dataset):
         if not self.mean:
             total = torch.zeros(2, self._shape[0], dtype=torch.float64)
             for samples in train.chunks():
-                values = unit(samples).double()
+                values = augmentation.unit(samples).double()
                 total += torch.stack([values.mean((2, 3)).sum(0), values.square().mean((2, 3)).sum(0)])
             mean, square = total / len(train.rows)
             std = (square - mean.square()).clamp(min=0).sqrt()
@@ -301,23 +270,67 @@ class SampleSet(Dataset):
             order = sampling.stream_order(self._labelled, draw, epoch, self.steps(draw), first)
         else:
             order = sampling.epoch_order(len(train.rows), draw, epoch, first)
+        number = epoch % self._copies if self._copies and draw.labels == "given" else None
+        fixed = None if number is None else self._copy_drawn(number)
         labels = train.labels if draw.labels == "all" else train.given
-        for step, (index, samples) in enumerate(train.gather(order), start=first):
+        for step, some in enumerate(train.gather(order.flatten(), order.shape[1], labels), start=first):
             views, mix = {}, None
-            for view in self._augmentations:
-                purpose = {VIEW: "augment", STRONG: "augment strongly"}[view]
-                x = self._inputs(samples, view, generator(draw.seed, draw.purpose, purpose, epoch, step))
-                views[view], mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
-            yield Batch(views, labels[index], index, mix)
+            for view, parts in self._augmentations.items():
+                if view == VIEW and fixed is not None:
+                    drawn = _rows(fixed, some.places)
+                else:
+                    purpose = draw.purpose, PURPOSES[view], epoch, step
+                    drawn = self._drawn(parts, len(some.places), draw.seed, *purpose)
+                x = self._inputs(some.samples, parts, drawn)
+                if draw.mixup or draw.cutmix:
+                    x, mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
+                views[view] = x
+            yield Batch(views, some.labels, some.positions, mix, number or 0)
 
     def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
         part = self._parts[name]
-        if not len(part.rows):
-            return
-        for index, samples in part.gather(torch.arange(len(part.rows)).split(batch_size)):
-            x = self._inputs(samples)
-            yield Batch(dict.fromkeys(self._augmentations, x), part.labels[index], index)
+        for some in part.gather(torch.arange(len(part.rows)), batch_size, part.labels):
+            x = self._inputs(some.samples)
+            yield Batch(dict.fromkeys(self._augmentations, x), some.labels, some.positions)
+
+    def copies(self, draw: Draw) -> int | None:
+        """How many different passes over the training set the default view of a draw makes.
+
+        1 where nothing random happens to it, the number of fixed copies where there are some, and None where every
+        epoch differs.
+        """
+        if draw.mixup or draw.cutmix:
+            return None
+        if not self._augmentations[VIEW]:
+            return 1
+        return self._copies if draw.labels == "given" else None
+
+    def copy(self, number: int, batch_size: int) -> Iterator[Batch]:
+        """The training samples in their order as they look in a copy, counted from 0, with all labels.
+
+        Only the default view has copies, and no other is there.
+        """
+        parts = self._augmentations[VIEW]
+        assert 0 <= number < (self._copies or 1) and bool(parts) == bool(self._copies), "no such copy"
+        fixed, train = self._copy_drawn(number), self._parts["train"]
+        for some in train.gather(torch.arange(len(train.rows)), batch_size, train.labels):
+            x = self._inputs(some.samples, parts, _rows(fixed, some.places))
+            yield Batch({VIEW: x}, some.labels, some.positions, copy=number)
+
+    def _copy_drawn(self, number: int) -> list[augmentation.Drawn]:
+        """What the parts drew for every training sample's copy; by the set's seed, so that all runs share it."""
+        samples = len(self._parts["train"].rows)
+        return self._drawn(self._augmentations[VIEW], samples, self.config.seed, "copy", number)
+
+    def _drawn(
+        self, parts: Sequence[augmentation.Part], samples: int, seed: int, *purpose: str | int
+    ) -> list[augmentation.Drawn]:
+        """What some parts draw for so many samples; to make a generator that draws nothing takes its time, too."""
+        if not parts:
+            return []
+        _, height, width = self._shape
+        return augmentation.draw(parts, samples, (height, width), generator(seed, *purpose))
 
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
         """The labels of a split (N,) int64; with ``given``, as the students see them.
@@ -331,51 +344,56 @@ class SampleSet(Dataset):
         """SHA-256 of the test inputs as they were read, and of their labels."""
         return self._test_hash
 
-    def _inputs(self, samples: Tensor, view: str = VIEW, draw: torch.Generator | None = None) -> Tensor:
-        """Stored samples as a network sees them, augmented where there is a ``draw``."""
+    def _inputs(
+        self,
+        samples: Tensor,
+        parts: Sequence[augmentation.Part] = (),
+        drawn: Sequence[augmentation.Drawn] = (),
+    ) -> Tensor:
+        """Stored samples as a network sees them, augmented by some parts; pictures come channels last."""
         if not self.pictures:
             return samples
-        mean, std = self._normaliser
-        x = unit(samples)
-        if draw is not None:
-            for part in self._augmentations[view]:
-                x = part.apply(x, mean, draw)
-        return (x - mean).div_(std)
+        shape = samples.shape
+        if parts:
+            pictures = augmentation.apply(parts, samples.permute(0, 3, 1, 2), self._normaliser[0], drawn)
+            samples = pictures.permute(0, 2, 3, 1)
+        values = augmentation.unit(samples).reshape(len(samples), -1)
+        mean, std = self._colours
+        return (values - mean).div_(std).view(shape).permute(0, 3, 1, 2)
 
 
-def unit(pictures: Tensor) -> Tensor:
-    """Pictures, uint8 or float32, as float32 in [0, 1]."""
-    return pictures.float().div_(255) if pictures.dtype == torch.uint8 else pictures
+def _rows(drawn: Sequence[augmentation.Drawn], rows: Tensor) -> list[augmentation.Drawn]:
+    """What was drawn for some of the samples."""
+    return [tuple(numbers[rows] for numbers in one) for one in drawn]
 
 
-def _mixed(x: Tensor, draw: Draw, seed: int) -> tuple[Tensor, Mix | None]:
-    """Each sample mixed with a partner in the batch, by mixup or cutmix; without an α all stays as it is."""
-    if not draw.mixup and not draw.cutmix:
-        return x, None
+def _mixed(x: Tensor, draw: Draw, seed: int) -> tuple[Tensor, Mix]:
+    """Each sample mixed with a partner in the batch, by mixup or cutmix."""
     numbers = np.random.default_rng(seed)
     partner = torch.from_numpy(numbers.permutation(len(x))).to(x.device)
     cuts = bool(draw.cutmix) and (not draw.mixup or numbers.random() < 0.5)
     alpha = draw.cutmix if cuts else draw.mixup
     share = torch.from_numpy(numbers.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
+    own = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+    others = own.index_select(0, partner)
     if cuts:
-        own = _outside_a_box(x, share, numbers)
-        share = own.float().mean(dim=(1, 2, 3))
-        return torch.where(own, x, x[partner]), Mix(partner, share)
-    part = share.view(-1, *[1] * (x.ndim - 1))
-    return part * x + (1 - part) * x[partner], Mix(partner, share)
+        rows, columns = (_box_side(length, share, numbers) for length in x.shape[2:])
+        share = (1 - boxes(rows, columns)).mean(dim=(1, 2, 3))
+        mixed = own.lerp(others, boxes(rows, columns, x.shape[1]))
+    else:
+        part = share.view(-1, *[1] * (own.ndim - 1))
+        mixed = part * own + (1 - part) * others
+    return mixed.permute(0, 3, 1, 2) if x.ndim == 4 else mixed, Mix(partner, share)
 
 
-def _outside_a_box(pictures: Tensor, share: Tensor, numbers: np.random.Generator) -> Tensor:
-    """Which places stay a picture's own, (B, 1, H, W), when a box of the rest's area and form is cut out.
+def _box_side(length: int, share: Tensor, numbers: np.random.Generator) -> Tensor:
+    """Which rows or columns (B, length) of a picture the box covers that is cut out, of the rest's area and form.
 
     Its centre is anywhere in the picture, and what reaches over the border is lost: Yun et al., "CutMix:
     Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019, with a box for each picture
     where they draw one for the batch.
     """
-    inside = []
-    for length in pictures.shape[2:]:
-        half = (length * (1 - share).sqrt()).int() // 2
-        centre = torch.from_numpy(numbers.integers(length, size=len(share))).to(share.device)
-        places = torch.arange(length, device=share.device)
-        inside.append((places >= (centre - half)[:, None]) & (places < (centre + half)[:, None]))
-    return ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+    half = (length * (1 - share).sqrt()).int() // 2
+    centre = torch.from_numpy(numbers.integers(length, size=len(share))).to(share.device)
+    places = torch.arange(length, device=share.device)
+    return (places >= (centre - half)[:, None]) & (places < (centre + half)[:, None])

@@ -1,0 +1,145 @@
+"""Where samples lie, and how a batch of them comes to the device.
+
+Tables are rows (N, F); pictures are kept and handed on as (N, H, W, C), so that what a batch needs lies together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdrun.errors import DataError
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Processes that decode pictures for a set that fits nowhere."""
+READERS = 2
+"""Threads that read from a memory map: one batch may wait for the disk while another is copied."""
+AHEAD = 4
+"""Batches that they read before they are wanted."""
+
+
+class Pictures(Protocol):
+    """Pictures that are decoded one at a time, when they are wanted."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """A picture, uint8 (C, H, W)."""
+        ...
+
+
+Inputs = np.ndarray | Pictures
+
+
+class Source(Protocol):
+    """Samples that can be asked for by the batch."""
+
+    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The samples at some positions (N,), ``size`` at a time, on the device."""
+        ...
+
+
+class Stored:
+    """Samples as one tensor on the device."""
+
+    def __init__(self, samples: np.ndarray, device: torch.device) -> None:
+        self._samples = torch.from_numpy(np.require(samples, requirements=["C", "W"])).to(device)
+
+    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The samples at some positions (N,), ``size`` at a time."""
+        return (self._samples.index_select(0, some) for some in rows.to(self._samples.device).split(size))
+
+
+class Mapped:
+    """Samples in a file that is mapped into memory, read by threads before they are wanted."""
+
+    def __init__(self, samples: np.memmap, device: torch.device) -> None:
+        self._file, self._samples, self._device = samples.filename, np.asarray(samples), device
+
+    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The samples at some positions (N,), ``size`` at a time.
+
+        Raises ``DataError`` where the file can no longer be read. The threads end with the iterator.
+        """
+        batches = iter(rows.split(size))
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            coming = deque(pool.submit(self._read, some) for some in islice(batches, AHEAD))
+            while coming:
+                samples = coming.popleft().result()
+                coming.extend(pool.submit(self._read, some) for some in islice(batches, 1))
+                yield samples.to(self._device, non_blocking=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        kind = torch.from_numpy(np.empty(0, self._samples.dtype)).dtype
+        pinned = self._device.type == "cuda"
+        samples = torch.empty(len(rows), *self._samples.shape[1:], dtype=kind, pin_memory=pinned)
+        view = samples.numpy()
+        try:
+            for place, row in enumerate(rows.tolist()):
+                view[place] = self._samples[row]
+        except Exception as error:
+            raise DataError(f"{self._file} can no longer be read: {error}") from error
+        return samples
+
+
+class Streamed:
+    """Samples that are decoded by worker processes while they are used."""
+
+    def __init__(self, pictures: Pictures, device: torch.device) -> None:
+        self._pictures, self._device = _ChannelsLast(pictures), device
+
+    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The samples at some positions (N,), ``size`` at a time.
+
+        Raises ``DataError`` where a file has vanished or changed since it was checked. The workers end with the
+        iterator.
+        """
+        loader: DataLoader[Tensor] = DataLoader(
+            self._pictures,  # type: ignore[arg-type]  # anything with these two methods will do
+            batch_sampler=[some.tolist() for some in rows.split(size)],
+            num_workers=WORKERS,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # its own, or it draws from the global one
+        )
+        try:
+            for pictures in loader:
+                yield pictures.to(self._device, non_blocking=True)
+        except DataError as error:  # its text ends with the worker's own error
+            error.__traceback__ = None  # it would keep the workers alive until they are killed, seconds later
+            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+
+
+class _ChannelsLast:
+    """Pictures as they are kept; what worker processes are given."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self._pictures[position].transpose(1, 2, 0)
+
+
+def source(inputs: Inputs, device: torch.device) -> Source:
+    """Arrays are kept on the device, memory maps are read while they are used, anything else is streamed.
+
+    Tables are (N, F), pictures (N, C, H, W).
+    """
+    if not isinstance(inputs, np.ndarray):
+        return Streamed(inputs, device)
+    samples = inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs
+    return Mapped(samples, device) if isinstance(samples, np.memmap) else Stored(samples, device)

@@ -1,8 +1,10 @@
 import csv
 import gzip
 import hashlib
+import multiprocessing
 import os
 import shutil
+import threading
 import time
 import zipfile
 from dataclasses import replace
@@ -25,6 +27,7 @@ from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, Picture
 from kdrun.errors import DataError
 from kdrun.plan import plan
 from kdrun.randomness import generator
+from kdrun.store import Shelf, shelf
 from support import checked
 
 CPU = torch.device("cpu")
@@ -642,35 +645,122 @@ def test_val_serves_as_test_and_one_folder_is_split(folder):
         make("image-folder", root=str(folder), test=0.4)
 
 
-def test_the_streaming_path_gives_the_same_bits(folder, monkeypatch):
-    options = {
-        "root": str(folder),
-        "size": 6,
-        "augmentation": "strong",
-        "validation": 0.2,
-        "labels_per_class": 2,
-    }
-    stored = loaded("image-folder", **options)
-    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
+WAYS = ["memory", "shelf", "map", "stream"]
+
+
+def by_way(way, monkeypatch, tmp_path, **options):
+    """A folder of pictures, loaded in one of the ways that sets of different sizes are, and what it said."""
+    monkeypatch.setattr(files, "memory_limit", lambda device: 0 if way in ("map", "stream") else 1 << 40)
+    monkeypatch.setattr(files, "WORTH_KEEPING", 0 if way == "shelf" else 1 << 40)
     monkeypatch.setattr(sources, "WORKERS", 2)
+    dataset, said = make("image-folder", **options), []
+    dataset.load(CPU, None if way in ("memory", "stream") else Shelf(tmp_path / "cache"), said.append)
+    return dataset, said
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_all_ways_to_keep_pictures_give_the_same_bits(folder, monkeypatch, tmp_path, own_test):
+    options = {"root": str(folder if own_test else folder / "train"), "size": [6, 5], "labels_per_class": 2}
+    options |= {"augmentation": COPIES, "strong_view": "strong", "validation": 0.2}
     state = torch.random.get_rng_state()
-    streamed = loaded("image-folder", **options)
-    assert isinstance(streamed._parts["train"].source, sources.Streamed)
-    assert isinstance(stored._parts["train"].source, sources.Stored)
-    draw = Draw(1, 3, mixup=0.3)
-    assert all_same(stored.batches(draw, 1, first=1), streamed.batches(draw, 1, first=1))
-    assert all_same(stored.split("test", 3), streamed.split("test", 3))
-    assert stored.test_hash() == streamed.test_hash()
+    sets = {way: by_way(way, monkeypatch, tmp_path, **options)[0] for way in WAYS}
+    kinds = {way: type(dataset._parts["train"].source) for way, dataset in sets.items()}
+    stored, mapped, streamed = sources.Stored, sources.Mapped, sources.Streamed
+    assert kinds == {"memory": stored, "shelf": stored, "map": mapped, "stream": streamed}
+    for way in WAYS[1:]:
+        demand_batches_of_copies(sets[way], epochs=2)
+        for draw in (Draw(1, 3, mixup=0.3), Draw(1, 3, labels="all", purpose="teacher")):
+            one, other = (list(sets[w].batches(draw, 1, first=1)) for w in ("memory", way))
+            assert all_same(one, other)
+            assert all(a.views["strong"].equal(b.views["strong"]) for a, b in zip(one, other, strict=True))
+        assert all_same(sets["memory"].split("test", 3), sets[way].split("test", 3))
+        assert sets["memory"].test_hash() == sets[way].test_hash()
     assert torch.random.get_rng_state().equal(state)
 
 
-def test_streaming_without_a_test_folder(folder, monkeypatch):
-    stored = loaded("image-folder", root=str(folder / "train"), size=6)
-    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
-    monkeypatch.setattr(sources, "WORKERS", 0)
-    streamed = loaded("image-folder", root=str(folder / "train"), size=6)
-    assert all_same(stored.batches(Draw(0, 2), 0), streamed.batches(Draw(0, 2), 0))
-    assert all_same(stored.split("test"), streamed.split("test"))
+def test_every_way_is_told_before_it_is_gone(folder, monkeypatch, tmp_path):
+    options = {"root": str(folder), "size": 300}
+    said = {way: by_way(way, monkeypatch, tmp_path, **options)[1] for way in ("memory", "stream")}
+    assert said == {"memory": [], "stream": ["checking 14 pictures, to be decoded while they are used"]}
+    for way in ("map", "shelf"):
+        told = by_way(way, monkeypatch, tmp_path / way, **options)[1]
+        assert told == [f"decoding 14 pictures to 4 MB in {tmp_path / way / 'cache'}, once"]
+        assert by_way(way, monkeypatch, tmp_path / way, **options)[1] == []
+    monkeypatch.setattr(files, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(files, "memory_limit", lambda device: 1 << 40)
+    told = []
+    make("image-folder", **options).load(CPU, None, told.append)
+    assert told == ["decoding 14 pictures to 4 MB of memory"]
+
+
+@pytest.mark.parametrize("way", ["map", "shelf"])
+def test_pictures_are_decoded_once(folder, monkeypatch, tmp_path, way):
+    options = {"root": str(folder), "size": 6}
+    first = by_way(way, monkeypatch, tmp_path, **options)[0]
+    calls, decode = [], files.decode
+    monkeypatch.setattr(files, "decode", lambda *given: calls.append(1) or decode(*given))
+    again = by_way(way, monkeypatch, tmp_path, **options)[0]
+    assert not calls and all_same(first.split("train"), again.split("train"))
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert not by_way(way, monkeypatch, tmp_path, **options | {"root": str(moved)})[1]
+    by_way(way, monkeypatch, tmp_path, **options | {"size": 7})
+    assert len(calls) == 14
+    os.utime(folder / "train" / "a" / "1.png", ns=(1, 1))
+    by_way(way, monkeypatch, tmp_path, **options)
+    assert len(calls) == 28
+    for kept in (tmp_path / "cache").glob("*/*.npy"):
+        kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    mended, said = by_way(way, monkeypatch, tmp_path, **options)
+    assert len(calls) == 42 and said and all_same(first.split("train"), mended.split("train"))
+
+
+def test_without_room_on_the_disk_pictures_are_streamed(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 60, 40))
+    for way, kind in (("map", sources.Streamed), ("shelf", sources.Stored)):
+        dataset, said = by_way(way, monkeypatch, tmp_path, root=str(folder), size=6)
+        assert isinstance(dataset._parts["train"].source, kind)
+        assert said[0].startswith("decoded pictures are not kept: ") and "40 are free" in said[0]
+
+
+def test_broken_pictures_leave_nothing_on_the_shelf(folder, monkeypatch, tmp_path):
+    (folder / "train" / "a" / "broken.png").touch()
+    with pytest.raises(DataError, match=r"1 of 15 pictures cannot be read.*\n.*broken\.png"):
+        by_way("map", monkeypatch, tmp_path, root=str(folder), size=6)
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def nothing_but(threads):
+    """Whether these threads are all that there is, once queues that were closed have ended theirs."""
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(2)
+    return set(threading.enumerate()) == threads and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("way", ["map", "stream"])
+def test_nothing_is_left_behind_when_an_iterator_is_dropped(folder, monkeypatch, tmp_path, way):
+    dataset, _ = by_way(way, monkeypatch, tmp_path, root=str(folder), size=6)
+    threads = set(threading.enumerate())
+    for name in ("train", "test", "batches"):
+        batches = dataset.batches(Draw(0, 2), 0) if name == "batches" else dataset.split(name, 2)
+        next(batches)
+        assert set(threading.enumerate()) > threads or multiprocessing.active_children()
+        del batches
+        assert nothing_but(threads)
+    with pytest.raises(ZeroDivisionError):
+        for _ in dataset.batches(Draw(0, 2), 0):
+            raise ZeroDivisionError
+    assert nothing_but(threads)
+
+
+def test_what_a_reading_thread_meets_is_an_error_of_the_file(tmp_path):
+    pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, (20, 2, 2, 3))
+    mapped, threads = sources.Mapped(pixels, CPU), set(threading.enumerate())
+    rows = torch.tensor([0, 1, 2, 3, 4, 99, 5, 6])
+    batches = mapped.gather(rows, 2)
+    assert len(list(islice(batches, 2))) == 2
+    with pytest.raises(DataError, match=r"pixels\.npy can no longer be read: .*99"):
+        next(batches)
+    assert set(threading.enumerate()) == threads
 
 
 def test_a_picture_that_vanishes_while_streaming_is_named(folder, monkeypatch):

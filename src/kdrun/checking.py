@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,7 @@ class Checked:
         }
 
 
-def check(config: Config, store: Store) -> Checked:
+def check(config: Config, store: Store, say: Callable[[str], None]) -> Checked:
     """Build, tap and step everything once; raises ``ConfigError`` with all that does not fit."""
     device = resolve_device(config.experiment.device)
     dataset = open_dataset(config)
@@ -122,7 +123,7 @@ def check(config: Config, store: Store) -> Checked:
     rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
     if dataset.at_hand:
         with keys_pointed_at(config):
-            dataset.load(torch.device("cpu"))
+            dataset.load(torch.device("cpu"), store.shelf, say)
     todo = dict.fromkeys((run.kin for run in planned.runs), 0)
     for run in planned.runs:
         todo[run.kin] += store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None

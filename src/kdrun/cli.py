@@ -382,7 +382,7 @@ def check(
     from kdrun.checking import check as checked
     from kdrun.store import Store
 
-    told = checked(_config(config, device, seeds, set_, plugin), Store(out))
+    told = checked(_config(config, device, seeds, set_, plugin), Store(out), lambda text: _note(text, quiet))
     if json_:
         print(json.dumps(told.as_json(), indent=1))
         return

@@ -44,7 +44,7 @@ class Experiment:
                 for sentence in one.compared:
                     self.console.say(sentence)
             with assembly.keys_pointed_at(self.config):
-                dataset.load(device)
+                dataset.load(device, self.store.shelf, self.console.say)
         bookkeeping.open_folder(self.store, everything, dataset.spec, device, self.command)
         self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):

@@ -20,11 +20,16 @@ from pydantic import Discriminator, Field, PositiveInt, Tag
 
 from kdrun.contracts import DatasetConfig, Spec
 from kdrun.data.augmentation import Augmentation, PictureConfig, form
-from kdrun.data.base import TEST_SHARE, VIEW, Inputs, Raw, SampleSet
-from kdrun.errors import DataError, did_you_mean
+from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
+from kdrun.data.sources import Inputs
+from kdrun.errors import DataError, StoreError, did_you_mean
 
 MEMORY_SHARE = 0.25
-"""The share of the memory that decoded pictures may take; a folder that needs more is streamed."""
+"""The share of the memory that decoded pictures may take; a folder that needs more is read while it is used."""
+WORTH_KEEPING = 64_000_000
+"""Bytes of decoded pictures that take seconds to decode; fewer are decoded anew by every command."""
+DECODED_AS = 1
+"""Raised whenever pictures are decoded otherwise, so that those on the shelf are not taken for them."""
 AT_ONCE = 64
 """Files that a thread takes on in one go; handing over small pictures one by one costs as much as decoding them."""
 LISTED = 10
@@ -62,7 +67,7 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
         if image.mode.startswith("I"):
             picture = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+        return np.array(picture).transpose(2, 0, 1)
 
 
 def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
@@ -109,15 +114,18 @@ class PictureFiles:
         except Exception as error:
             raise DataError(f"{self.paths[position]} can no longer be read: {error}") from error
 
-    def decoded(self) -> np.ndarray:
-        """All pictures, uint8 (N, 3, height, width); raises ``DataError`` with all broken files."""
-        pictures = np.empty((len(self), 3, *self.size), np.uint8)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of them decoded, channels last: (N, height, width, 3)."""
+        return len(self), *self.size, 3
+
+    def decode_into(self, pictures: np.ndarray) -> None:
+        """Fill an array of their ``shape``, uint8; raises ``DataError`` with all broken files."""
 
         def place(position: int) -> None:
-            pictures[position] = decode(self.paths[position], self.size)
+            pictures[position] = decode(self.paths[position], self.size).transpose(1, 2, 0)
 
         each(self.paths, place)
-        return pictures
 
     def check(self) -> None:
         """Decode every file once; raises ``DataError`` with all broken files.
@@ -196,19 +204,66 @@ class ImageFolder(SampleSet):
         return super().identity() | {"files": digest.hexdigest()}
 
     def read(self) -> Raw:
-        """All pictures decoded where they fit, and otherwise checked, to be decoded while they are used."""
+        """All pictures decoded where there is room for them, and otherwise checked, to be decoded while they are used.
+
+        In memory if they fit, else in a memory map on the shelf.
+        """
         everything = PictureFiles(self._train + self._test, self._size)
         count = len(self._train)
+        pictures = self._decoded(everything)
         train: Inputs
         test: Inputs
-        if len(everything) * math.prod(self._shape) <= memory_limit(self.device):
-            pictures = everything.decoded()
-            train, test = pictures[:count], pictures[count:]
-        else:
-            everything.check()
+        if pictures is None:
             train, test = PictureFiles(self._train, self._size), PictureFiles(self._test, self._size)
+        else:
+            pictures = pictures.transpose(0, 3, 1, 2)
+            train, test = pictures[:count], pictures[count:]
         own = (test, np.array(self._test_labels)) if self._test else ()
         return Raw(train, np.array(self._train_labels), *own)
+
+    def _decoded(self, everything: PictureFiles) -> np.ndarray | None:
+        """All pictures (N, height, width, 3), a memory map where they do not fit memory; None for lack of room."""
+        size = math.prod(everything.shape)
+        fits = size <= memory_limit(self.device)
+        told = f"{len(everything):,} pictures to {size / 1e6:,.0f} MB"
+        kept = self._kept(everything, told) if size > WORTH_KEEPING or not fits else None
+        if kept is not None:
+            return np.asarray(kept) if fits else kept
+        if not fits:
+            self._say(f"checking {len(everything):,} pictures, to be decoded while they are used")
+            everything.check()
+            return None
+        if size > WORTH_KEEPING:
+            self._say(f"decoding {told} of memory")
+        pictures = np.empty(everything.shape, np.uint8)
+        everything.decode_into(pictures)
+        return pictures
+
+    def _kept(self, everything: PictureFiles, told: str) -> np.ndarray | None:
+        """A memory map of the pictures on the shelf, made if need be; None where there is no shelf or no room on it."""
+        if self._shelf is None:
+            return None
+        key, shelf = self._key(everything), self._shelf
+        found = shelf.find(key)
+        if found is None:
+            about = {"kind": "pictures", "root": str(self.root.absolute()), "size": list(self._size)}
+            try:
+                with shelf.make(key, {"pictures": (everything.shape, "uint8")}, about) as arrays:
+                    self._say(f"decoding {told} in {shelf.folder}, once")
+                    everything.decode_into(arrays["pictures"])
+            except StoreError as error:
+                self._say(f"decoded pictures are not kept: {error}")
+            found = shelf.find(key)
+        return None if found is None else found["pictures"]
+
+    def _key(self, everything: PictureFiles) -> str:
+        """The pictures' name on a shelf: a hash of their files' names, bytes and times, and of the size."""
+        digest = hashlib.sha256(repr((DECODED_AS, self._size)).encode())
+        for path in everything.paths:
+            known = path.stat() if path.exists() else None
+            file = known and (known.st_size, known.st_mtime_ns)
+            digest.update(repr((path.relative_to(self.root).as_posix(), file)).encode())
+        return f"pictures-{digest.hexdigest()[:32]}"
 
 
 def _visible(name: str) -> bool:

@@ -550,6 +550,90 @@ def test_jitter():
     assert out.min() >= 0 and out.max() <= 1
 
 
+DRAWN = 3000
+
+
+def theirs(transform, picture):
+    """What a transform of torchvision's makes of one picture, many times."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.stack([transform(picture) for _ in range(DRAWN)])
+
+
+def ours(part, picture):
+    return changed(part, picture.expand(DRAWN, -1, -1, -1))
+
+
+def demand_equal_frequencies(one, other):
+    from scipy.stats import chi2_contingency
+
+    assert set(one.tolist()) == set(other.tolist())
+    values = torch.cat([one, other]).unique()
+    table = [[int((part == value).sum()) for value in values] for part in (one, other)]
+    assert chi2_contingency(table).pvalue > 1e-3
+
+
+def demand_equal_distributions(one, other):
+    from scipy.stats import ks_2samp
+
+    assert one.std() > 0 and ks_2samp(one.numpy(), other.numpy()).pvalue > 1e-3
+
+
+def test_crops_are_distributed_as_torchvisions():
+    from torchvision.transforms import v2
+
+    rows = torch.arange(1, 9, dtype=torch.uint8).view(8, 1).expand(8, 8)
+    picture = torch.stack([rows, rows.T])
+
+    def offsets(pictures):
+        """First row and column of each window, as one number: the least and the last that are seen tell both."""
+        seen = pictures.flatten(2).long()
+        least = seen.where(seen > 0, 99).amin(2)
+        top, left = (least + seen.amax(2) - 5).unbind(1)
+        return 9 * top + left
+
+    one, other = offsets(ours(Crop(kind="crop"), picture)), offsets(theirs(v2.RandomCrop(8, 4), picture))
+    assert set(one.tolist()) == set(range(81))
+    demand_equal_frequencies(one, other)
+    for number in (one, other):
+        assert abs(np.corrcoef(number // 9, number % 9)[0, 1]) < 4 / DRAWN**0.5
+
+
+def test_flips_are_distributed_as_torchvisions():
+    from torchvision.transforms import v2
+
+    picture = torch.arange(12, dtype=torch.uint8).view(1, 3, 4)
+    one, other = ours(Flip(kind="flip"), picture), theirs(v2.RandomHorizontalFlip(), picture)
+    demand_equal_frequencies(one[:, 0, 0, 0], other[:, 0, 0, 0])
+    both = {made.numpy().tobytes() for made in (*one, *other)}
+    assert both == {picture.numpy().tobytes(), picture.flip(-1).numpy().tobytes()}
+
+
+def test_brightness_and_contrast_are_those_of_torchvision():
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional as reference
+
+    def jittered(pictures, bright, contrast):
+        drawn = torch.tensor([bright]), torch.tensor([contrast])
+        return Jitter(kind="jitter").apply(pictures[None], MEAN, drawn)[0]
+
+    grey, coloured = (torch.rand(c, 5, 6, generator=generator(0, "test")) for c in (1, 3))
+    for factor in (0.3, 0.8, 1.0, 1.7):
+        for picture in (grey, coloured):
+            expected = reference.adjust_brightness(picture, factor)
+            assert torch.allclose(jittered(picture, factor, 1.0), expected, atol=1e-6)
+        assert torch.allclose(jittered(grey, 1.0, factor), reference.adjust_contrast(grey, factor), atol=1e-6)
+    assert not torch.allclose(
+        jittered(coloured, 1.0, 0.3), reference.adjust_contrast(coloured, 0.3), atol=1e-3
+    )
+    picture = 0.35 + 0.3 * grey  # nothing is cut off at 0 or 1
+    for name, figure in (("brightness", torch.mean), ("contrast", torch.std)):
+        options = {"brightness": 0.0, "contrast": 0.0, name: 0.4}
+        part, transform = Jitter(kind="jitter", **options), v2.ColorJitter(**options)
+        one, other = ours(part, picture), theirs(transform, picture)
+        demand_equal_distributions(*(figure(made, (1, 2, 3)) for made in (one, other)))
+
+
 @pytest.mark.parametrize("name", [n for n in PRESETS if n != "none"])
 def test_presets_change_training_batches_only(name):
     plain, changed = small(), small(augmentation=name)

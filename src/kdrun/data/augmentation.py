@@ -102,9 +102,9 @@ class Flip(Schema):
 class Jitter(Schema):
     """Brightness, then contrast about the picture's own mean, each by a factor in [1 - x, 1 + x].
 
-    On grey pictures the same as torchvision's `ColorJitter` with brightness before contrast. On coloured ones its
-    contrast is about the mean of the picture turned grey, in which green counts most; here all channels count alike,
-    whatever they hold.
+    On grey pictures the same as torchvision's `ColorJitter`, but that draws the order of the two as well. On coloured
+    ones its contrast is about the mean of the picture turned grey, in which green counts most; here all channels
+    count alike, whatever they hold.
     """
 
     kind: Literal["jitter"]
@@ -128,7 +128,7 @@ class Jitter(Schema):
 
 
 def _means(pictures: Tensor) -> Tensor:
-    """The mean of each picture, (B, 1, 1, 1), with the same bits in whichever batch it is."""
+    """The mean of each picture, (B, 1, 1, 1); on a CPU with the same bits in whichever batch it is."""
     values = pictures.contiguous().flatten(1)  # sums depend on the order in memory
     if len(values) == 1:  # the sum of a single row would be shared out among threads
         values = values.expand(2, -1)

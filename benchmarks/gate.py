@@ -35,8 +35,11 @@ class Gate:
         next(self._script)
 
     def say(self, event: str, **what: Any) -> None:
-        """Tell the measuring process something."""
-        print(json.dumps({"event": event, **what}), file=self._replies, flush=True)
+        """Tell the measuring process something; raises ``Over`` where it is gone."""
+        try:
+            print(json.dumps({"event": event, **what}), file=self._replies, flush=True)
+        except BrokenPipeError:
+            raise Over from None
 
     def _windows(self, warm_up: int) -> Iterator[None]:
         """Each ``yield`` is one step."""

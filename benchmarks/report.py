@@ -70,7 +70,9 @@ def figures(one: Contestant, batch: int) -> dict[str, Any]:
         key: value for key, value in one.ready.items() if key not in ("event", "samples", "seconds_per_step")
     }
     if one.windows:
-        entry["students"] = round(one.windows[0].samples / one.windows[0].steps / batch)
+        students = [round(window.samples / window.steps / batch) for window in one.windows]
+        entry["students"] = students[0]
+        entry["students_lost"] = students[0] - min(students)
         entry["ms_per_step"] = median(window.ms_per_step for window in one.windows)
         entry["pictures_per_second"] = median(window.rate for window in one.windows)
         entry["disturbed_windows"] = sum(window.disturbed for window in one.windows)
@@ -111,6 +113,8 @@ def row(name: str, entry: dict[str, Any]) -> list[str]:
     if "ms_per_step" not in entry:
         return [name, *[""] * 7, entry["trouble"] or "no window"]
     notes = [entry["note"]] if entry.get("note") else []
+    if entry["students_lost"]:
+        notes.append(f"{entry['students_lost']} students dropped out: not to be used")
     if entry["disturbed_windows"]:
         notes.append(f"{entry['disturbed_windows']} of {len(entry['windows'])} windows disturbed")
     if entry["trouble"]:

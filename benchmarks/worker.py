@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import os
@@ -53,20 +54,23 @@ def main() -> None:
     gate = Gate(replies, options.warm_up)
     if options.contestant.startswith("tricks"):
         keep_memory()
-    try:
-        loop = cast(Loop, importlib.import_module(f"benchmarks.{MODULES[options.contestant]}"))
-        gate.told = _surroundings(options.device)
-        gate.wait, gate.extra = _on_device(options.device)
-        for samples in loop.steps(options.contestant, options, gate):
-            gate.step(samples)
-        gate.say("failed", message="its training came to an end")
-    except Over:
-        pass
-    except Exception as error:
-        known = type(error).__module__ == "kdrun.errors" or isinstance(error, ImportError)
-        if not known:
-            traceback.print_exc()
-        gate.say("unavailable" if known else "failed", message=_first_line(error))
+    with contextlib.suppress(Over):
+        try:
+            _run(options, gate)
+        except Exception as error:
+            known = type(error).__module__ == "kdrun.errors" or isinstance(error, ImportError)
+            if not known:
+                traceback.print_exc()
+            gate.say("unavailable" if known else "failed", message=_first_line(error))
+
+
+def _run(options: argparse.Namespace, gate: Gate) -> None:
+    loop = cast(Loop, importlib.import_module(f"benchmarks.{MODULES[options.contestant]}"))
+    gate.told = _surroundings(options.device)
+    gate.wait, gate.extra = _on_device(options.device)
+    for samples in loop.steps(options.contestant, options, gate):
+        gate.step(samples)
+    gate.say("failed", message="its training came to an end")
 
 
 def _options() -> argparse.Namespace:

@@ -100,6 +100,8 @@ def students(text, *overrides, teachers=None):
         for run_ in planned.runs
         if run_.role == "student" and run_.seed == first
     }
+    for student in made.values():
+        student.teachers = {name: teachers[name] for name in student.objective.taught_by}
     return made, teachers, dataset, planned
 
 

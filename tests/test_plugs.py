@@ -13,7 +13,7 @@ from kdrun.config import published_methods
 from kdrun.console import Console
 from kdrun.contracts import HIDDEN, Batch, Draw, LossConfig, Mask, Mix, Outputs
 from kdrun.data.base import _mixed
-from kdrun.models import Frozen
+from kdrun.models import Prepared
 from kdrun.objective import Term, combined, kept
 from kdrun.optimization import Stage, stage_at
 from kdrun.plan import plan
@@ -431,14 +431,14 @@ def test_a_method_mixes_for_its_own_students_and_their_teachers():
 
 def test_the_teacher_sees_the_mixed_samples(tmp_path, monkeypatch):
     seen = []
-    original = Frozen.__call__
+    original = Prepared.__call__
 
     def noted(self, batch):
         if batch.mix is not None:
             seen.append(batch)
         return original(self, batch)
 
-    monkeypatch.setattr(Frozen, "__call__", noted)
+    monkeypatch.setattr(Prepared, "__call__", noted)
     run(with_methods("{name: fm, use: function-matching, teacher: a, mixup: 1.0}"), tmp_path)
     assert len(seen) == 4 * (1257 // 128)
 

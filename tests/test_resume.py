@@ -56,6 +56,12 @@ RECIPES = {
         "training.selection=best-on-validation",
     ],
     "adam-few-labels": ["training.optimizer=adam", "dataset.labels_per_class=4"],
+    "pictures-copies": [
+        PICTURES[0].replace("augmentation: strong", "augmentation: {copies: 2, parts: strong}"),
+        *PICTURES[1:],
+        "training.optimizer={kind: sgd, lr: 0.02}",
+        "methods=[kd, hint, rkd]",
+    ],
     "pictures-bf16": [*PICTURES, "training.precision=bf16", "training.selection=last"],
     "methods-with-state": [
         "dataset={kind: synthetic, shape: [1, 8, 8], classes: 3, samples: 48, validation: 0.25}",
@@ -196,13 +202,13 @@ def positions_at_the_start(monkeypatch):
     return begun
 
 
-def stopped(root, monkeypatch, *overrides, steps=4):
+def stopped(root, monkeypatch, *overrides, steps=4, text=BASE):
     """Students that were stopped with their newest two checkpoints there."""
-    run(BASE, root, *overrides, roles=["teacher"])
+    run(text, root, *overrides, roles=["teacher"])
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         checkpoint_always(patch)
         stopping_after(steps, patch)
-        run(BASE, root, *overrides)
+        run(text, root, *overrides)
     return root / "resume/students/small/kd/seed-2"
 
 

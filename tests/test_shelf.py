@@ -1,6 +1,8 @@
 """The shelf: arrays that could be computed anew, whole or absent."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,9 +20,7 @@ def filled(place, key="key", value=1.5):
 
 
 def names(place):
-    return sorted(path.name for path in place.folder.glob("*")) + sorted(
-        p.name for p in place.folder.glob(".*")
-    )
+    return sorted(path.name for path in place.folder.iterdir())
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
@@ -28,8 +28,10 @@ def test_arrays_come_back_as_they_were(tmp_path):
     assert place.find("key") is None
     filled(place)
     found = place.find("key")
-    assert (found["logits"] == 1.5).all() and found["logits"].dtype == np.float32
-    assert found["index"].tolist() == [0, 1, 2] and not found["index"].flags.writeable
+    logits, index = found.arrays["logits"], found.arrays["index"]
+    assert (logits == 1.5).all() and logits.dtype == np.float32
+    assert index.tolist() == [0, 1, 2] and not index.flags.writeable
+    assert found.about == {"what": "logits of a teacher"} and found.bytes == 48
     assert names(place) == ["key"]
 
 
@@ -50,7 +52,7 @@ def test_what_was_damaged_is_made_anew(tmp_path, harm):
     file.unlink() if changed is None else file.write_bytes(changed)
     assert place.find("key") is None
     filled(place, value=2.5)
-    assert (place.find("key")["logits"] == 2.5).all()
+    assert (place.find("key").arrays["logits"] == 2.5).all()
 
 
 def test_what_another_process_finished_meanwhile_stays(tmp_path):
@@ -59,7 +61,7 @@ def test_what_another_process_finished_meanwhile_stays(tmp_path):
         arrays["logits"][:] = 0
         filled(Shelf(tmp_path / "other"))
         shutil.copytree(tmp_path / "other" / "key", tmp_path / "key")
-    assert (place.find("key")["logits"] == 1.5).all()
+    assert (place.find("key").arrays["logits"] == 1.5).all()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
@@ -67,3 +69,16 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="needs 48 bytes, and 40 are free"):
         filled(Shelf(tmp_path))
     assert names(Shelf(tmp_path)) == []
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    code = f"""
+import os, pathlib
+from kdrun.store import Shelf
+with Shelf(pathlib.Path({str(tmp_path)!r})).make("key", {FORMS!r}, {{}}):
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert [name[:5] for name in names(Shelf(tmp_path))] == [".key."]
+    filled(Shelf(tmp_path), "another")
+    assert names(Shelf(tmp_path)) == ["another"]

@@ -344,7 +344,7 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
         *("format", "kind", "name", "method", "seed", "fingerprint", "inputs", "files", "scores", "resolved"),
         "train_seconds",
     }
-    assert set(found.manifest["resolved"]) == {"device", "precision", "cache"}
+    assert set(found.manifest["resolved"]) == {"device", "precision", "cache", "teachers"}
     assert sorted(path.name for path in folder.iterdir()) == sorted(set(own) - {"begun.json"})
 
 

@@ -18,6 +18,7 @@ import torch
 import kdrun
 from kdrun import models, registry
 from kdrun.assembly import finished_network, from_file, make_student, resolve_bf16
+from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec
@@ -51,7 +52,9 @@ def title(group: Sequence[Run]) -> str:
     if len(group) == 1:
         return first.title
     names = sorted({run.name for run in group})
-    return f"{', '.join(names)}: {len(group)} {first.role}s in lock step, seed {first.seed}"
+    seeds = sorted({run.seed for run in group})
+    told = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{', '.join(names)}: {len(group)} {first.role}s in lock step, {told}"
 
 
 @dataclass
@@ -66,15 +69,25 @@ class Seat:
     student: Student = field(init=False)
 
     @property
-    def resolved(self) -> dict[str, str]:
-        """What ``auto`` came out as; a run only goes on where it comes out the same."""
-        precision = "bf16" if resolve_bf16(self.run.training, self.device) else "fp32"
-        return {"device": self.device.type, "precision": precision, "cache": "live"}
+    def resolved(self) -> dict[str, Any]:
+        """What ``auto`` came out as, and how the teachers answer; a run only goes on where it comes out the same."""
+        shape = self.dataset.spec.shapes[self.run.view or self.dataset.spec.default_view]
+        precision = "bf16" if resolve_bf16(self.run.training, shape, self.device) else "fp32"
+        teachers = self.student.teachers if self.run.weights is None else {}
+        return {
+            "device": self.device.type,
+            "precision": precision,
+            "cache": "looked up" if any(isinstance(t, LookedUp) for t in teachers.values()) else "live",
+            "teachers": {name: teacher.arithmetic for name, teacher in teachers.items()},
+        }
 
-    def enrol(self, teachers: Mapping[str, Frozen]) -> None:
-        """Make the student, at its newest checkpoint if there is one."""
-        own = {name: teachers[name] for name in self.run.teachers}
+    def enrol(self, teachers: Mapping[Run, Frozen]) -> None:
+        """Make the student at its first step."""
+        own = {name: teachers[run] for name, run in self.run.teachers.items()}
         self.student = make_student(self.run, own, self.dataset, self.device)
+
+    def go_on(self) -> None:
+        """Put the student at its newest checkpoint, if there is one."""
         steps = self.student.steps_per_epoch * self.run.training.epochs
         checkpoint, damaged = self.workplace.begin(steps, self.resolved)
         for sentence in damaged:
@@ -164,6 +177,17 @@ def take_seats(
             )
         seats.append(Seat(run, workplace, dataset, device, console))
     return seats
+
+
+def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:
+    """Make the students of a group, give each what answers in its teachers' places, and let them go on."""
+    first = seats[0]
+    for seat in seats:
+        seat.enrol(teachers)
+    faculty = Faculty(teachers, first.dataset, store.shelf, first.console)
+    faculty.staff({seat.student: seat.run for seat in seats})
+    for seat in seats:
+        seat.go_on()
 
 
 class Keeper:

@@ -16,6 +16,7 @@ import typer
 import kdrun
 from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError
 from kdrun.interrupts import leave_on_interrupt
+from kdrun.machine import BUSY, Neighbours, keep_freed_memory
 
 if TYPE_CHECKING:
     from kdrun.config import Config
@@ -251,10 +252,27 @@ def _config(
     if seeds is not None:
         overrides.append(f"seeds=[{seeds}]")
     Source.read(path)
+    keep_freed_memory()
+    neighbours = Neighbours()
     from kdrun import config, registry
 
+    if neighbours.busy_cores > BUSY:
+        _warn_of_neighbours(neighbours.busy_cores)
     registry.load_plugins(plugin or [])
     return config.read(path, overrides)
+
+
+def _warn_of_neighbours(busy: float) -> None:
+    """Threads of one step wait for each other, and so for whatever else runs on any of their cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads > 1 and busy > (os.cpu_count() or 1) - threads + BUSY:
+        print(
+            f"other processes keep {busy:.1f} of {os.cpu_count()} cores busy: {threads} threads beside them can be "
+            "slower than one; try OMP_NUM_THREADS=1",
+            file=sys.stderr,
+        )
 
 
 def _require_students(config: Config, path: Path) -> None:

@@ -25,11 +25,18 @@ class Console:
         self._began = 0.0
         self._title = ""
         self._first = 0.0
+        self._said: set[str] = set()
 
     def say(self, text: str, style: str = "") -> None:
         """A line, unless quiet."""
         if not self.quiet:
             self._rich.print(escape(text), style=style)
+
+    def say_once(self, text: str) -> None:
+        """A line, unless it was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def warn(self, text: str) -> None:
         """A line that even ``--quiet`` does not hide."""

@@ -27,6 +27,7 @@ HIDDEN = -1
 """The label of a sample whose label the student may not see."""
 
 Split = Literal["train", "validation", "test"]
+Arithmetic = Literal["fp32", "bf16", "bf16 autocast"]
 Combine = Literal["mean", "mean-logits", "mean-loss", "fixed", "entropy"]
 
 
@@ -124,6 +125,13 @@ class Predictor(Protocol):
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (or log-probabilities) of shape (B, C), and the features that were asked for."""
         ...
+
+
+class Teacher(Predictor, Protocol):
+    """What answers in a teacher's place during a training: the teacher itself, or its outputs looked up."""
+
+    arithmetic: Arithmetic
+    """What the outputs were computed in."""
 
 
 class Component:
@@ -395,6 +403,15 @@ class Draw:
     purpose: str = "student"
 
 
+class Kept(Protocol):
+    """Arrays of a shelf, as read-only memory maps."""
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """The arrays by name."""
+        ...
+
+
 class Shelf(Protocol):
     """Where arrays that could be computed anew are kept between commands; see ``kdrun.store``."""
 
@@ -403,8 +420,8 @@ class Shelf(Protocol):
         """Where they lie, to be told."""
         ...
 
-    def find(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a key as read-only memory maps, or None."""
+    def find(self, key: str) -> Kept | None:
+        """What is kept by a key."""
         ...
 
     def make(

@@ -64,16 +64,16 @@ class Experiment:
         with bookkeeping.locked_group(self.store, group):
             unfinished = [run for run in group if self.finished(run) is None]
             seats = bookkeeping.take_seats(self.store, self.config, unfinished, dataset, device, self.console)
-            known = {name: run for learner in group for name, run in learner.teachers.items()}
-            teachers = {name: self.teacher(run, dataset, device) for name, run in known.items()}
+            teachers = {
+                run: self.teacher(run, dataset, device) for one in group for run in one.teachers.values()
+            }
             pupils = [seat for seat in seats if seat.run.weights is None]
-            for seat in pupils:
-                seat.enrol(teachers)
             if pupils:
+                bookkeeping.staff(pupils, teachers, self.store)
                 students = [seat.student for seat in pupils]
                 keeper = bookkeeping.Keeper(pupils, self.stop)
                 with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
-                    fit(students, teachers, dataset, *pupils[0].run.group, self.console, keeper.pause)
+                    fit(students, dataset, group[0].training.epochs, self.console, keeper.pause)
             failures = [failure for seat in seats if (failure := seat.finish())]
             self.stop.waits = False
         self.failures += failures

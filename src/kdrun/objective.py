@@ -233,6 +233,17 @@ class Objective(nn.Module):
         return [label for label, term in self.named.items() if term.teachers]
 
     @property
+    def taught_by(self) -> list[str]:
+        """The teachers that some term looks at."""
+        return list(dict.fromkeys(name for term in self.named.values() for name in term.teachers))
+
+    def wants(self, teacher: str) -> Taps:
+        """The layers and the further views of a teacher that the terms look at."""
+        taps = [term.taps[teacher] for term in self.named.values() if teacher in term.taps]
+        layers = dict.fromkeys(layer for tap in taps for layer in tap.teacher)
+        return Taps(teacher=tuple(layers), views=tuple({view: None for tap in taps for view in tap.views}))
+
+    @property
     def predictor(self) -> tuple[Loss, tuple[str, ...]] | None:
         """The loss from whose parts an exported student's logits come, if there is one, and the layers it taps."""
         for term in self.named.values():

@@ -101,9 +101,13 @@ class Training(Schema):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """decay of an average of the weights, which then is what gets scored and exported"""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16 trains under autocast; auto takes bf16 on a GPU that has it, and fp32 elsewhere"""
+    """bf16 trains under autocast; auto takes it for pictures on a GPU or CPU that has it, and fp32 elsewhere"""
+    cache: bool = True
+    """where each pass shows a teacher the same views, ask it once and look its outputs up"""
     compile: bool = False
     """torch.compile the student"""
+    stack: bool = False
+    """run small students of one architecture as one, over methods and seeds: equal up to rounding, not to the bit"""
     selection: Literal["last", "best-on-validation"] = "last"
     """the weights that are scored on the test set, once, at the end"""
 
@@ -191,3 +195,13 @@ def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors:
         states[int(place)].setdefault(int(number), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    lay_alike(optimizers)
+
+
+def lay_alike(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Lay out the optimizers' state in memory as the parameters are: fused steps go through both side by side."""
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter).copy_(value)

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kdrun.contracts import Draw, LossConfig, ModelConfig
 from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
@@ -126,9 +126,10 @@ class Run:
         )
 
     @property
-    def group(self) -> tuple[Draw, int]:
-        """Runs of one group train in lock step."""
-        return self.draw, self.training.epochs
+    def group(self) -> tuple[Draw, int, str]:
+        """Runs of one group train in lock step: those of one seed, and where students are stacked those of all."""
+        draw = replace(self.draw, seed=-1) if self.training.stack and self.role == "student" else self.draw
+        return draw, self.training.epochs, self.training.precision
 
 
 @dataclass(frozen=True)

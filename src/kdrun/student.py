@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.contracts import Batch, Model, Outputs
+from kdrun.contracts import Batch, Draw, Model, Outputs, Teacher
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
 from kdrun.optimization import (
@@ -45,6 +45,8 @@ class Failure:
         return f"{self.term} is not finite in epoch {self.epoch + 1}, step {self.step + 1} of it"
 
 
+Lesson = tuple[Batch, Mapping[str, Outputs]]
+"""A batch, and what each teacher says of it."""
 Gradients = list[Tensor | None]
 """Of each parameter, None where it got none."""
 
@@ -79,13 +81,13 @@ class Student:
         network: Network,
         objective: Objective,
         training: Training,
-        seed: int,
+        draw: Draw,
         steps: int,
         bf16: bool,
         plugs: Plugs = Plugs(),  # frozen
     ) -> None:
         self.title, self.network, self.objective, self.training = title, network, objective, training
-        self.model, self.seed, self.steps_per_epoch, self.bf16 = network.model, seed, steps, bf16
+        self.model, self.draw, self.steps_per_epoch, self.bf16 = network.model, draw, steps, bf16
         self.plugs, self.exportable = plugs, _exportable(network.model, objective)
         self.parts = _parts(network.model, objective)
         self.parameters = [p for parameters in self.parts.values() for p in parameters]
@@ -94,6 +96,8 @@ class Student:
         self.average = copy.deepcopy(self.exportable.state_dict()) if training.ema else None
         self.best: dict[str, Tensor] | None = None
         self.best_score = float("-inf")
+        self.teachers: dict[str, Teacher] = {}
+        """What answers in the place of each teacher."""
         self.position = self.epochs_closed = 0
         self.seconds = 0.0
         self.failure: Failure | None = None
@@ -111,26 +115,31 @@ class Student:
     def step(self, batch: Batch, taught: Mapping[str, Outputs]) -> None:
         """Learn from one batch and from what the teachers say of it."""
         began = time.perf_counter()
-        self._begin_epoch()
-        seed_device(derive(self.seed, "step", self.position), self.device)
-        self._take_modes()
+        self.begin_step()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             terms = self._run(batch, taught)
-        values = {name: term.float() for name, term in terms.items()}
-        gradients = self._gradients(values)
-        self._guard(torch.stack(list(values.values())), gradients)
+        self.learn(terms, self._gradients(terms))
+        self.seconds += time.perf_counter() - began
+
+    def _terms(self, batch: Batch, taught: Mapping[str, Outputs]) -> dict[str, Tensor]:
+        return self.terms(self.network(batch), (batch, taught))
+
+    def terms(self, said: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        """The weighted terms of what the network said in a lesson, by name, in float32."""
+        batch, taught = lesson
+        return {name: term.float() for name, term in self.objective(said, taught, batch).items()}
+
+    def learn(self, terms: Mapping[str, Tensor], gradients: list[Gradients]) -> None:
+        """Take the step, unless a term or a gradient is not finite."""
+        self._guard(torch.stack(list(terms.values())), gradients)
         self._update(gradients)
         if self.average is not None:
             self._update_average()
         self.position += 1
-        self.seconds += time.perf_counter() - began
 
-    def _terms(self, batch: Batch, taught: Mapping[str, Outputs]) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = self.objective(self.network(batch), taught, batch)
-        return terms
-
-    def _begin_epoch(self) -> None:
-        """Take up the weights of the terms and what learns in this epoch, at its first step and after a resume."""
+    def begin_step(self) -> None:
+        """Seed what the step draws; at the first step of an epoch, and after a resume, take up what it changes."""
+        seed_device(derive(self.draw.seed, "step", self.position), self.device)
         epoch = self.position // self.steps_per_epoch
         if epoch == self._epoch:
             return
@@ -140,6 +149,7 @@ class Student:
         for part, parameters in self.parts.items():
             for parameter in parameters:
                 parameter.requires_grad_(part in self._stage.train)
+        self._take_modes()
 
     def _take_modes(self) -> None:
         """What learns is in training mode; what does not keeps its statistics, too."""

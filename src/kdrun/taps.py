@@ -96,6 +96,11 @@ class Recorder:
 
             self._hooks[name] = self._model.get_submodule(name).register_forward_hook(keep).id
 
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are recorded."""
+        return list(self._hooks)
+
     def let_go_of(self, twin: nn.Module) -> None:
         """Take this recorder's hooks off a copy of the model, which would still write here."""
         for name, hook in self._hooks.items():

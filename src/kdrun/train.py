@@ -5,57 +5,53 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Batch, Dataset, Draw, Outputs, Predictor
+from kdrun.contracts import Batch, Dataset, Draw, Outputs
 from kdrun.errors import TrainingError
 from kdrun.evaluate import score
-from kdrun.student import REPORT_EVERY, Student
+from kdrun.stack import teams
+from kdrun.student import REPORT_EVERY, Failure, Lesson, Student
 
 
 def fit(
     students: Sequence[Student],
-    teachers: Mapping[str, Predictor],
     dataset: Dataset,
-    draw: Draw,
     epochs: int,
     console: Console,
     pause: Callable[[], None],
 ) -> None:
-    """Train students in lock step: every batch is drawn once and each teacher sees it once.
+    """Train students in lock step: every batch is drawn once, and each teacher sees it once.
 
     Students may stand at different steps (they were stopped, or joined later): each takes part from its own
     step on. ``pause`` is called between two steps, when all state is consistent; it saves and may raise.
-    A student with a ``failure`` drops out; raises ``TrainingError`` where a batch or a teacher is not finite.
+    A student with a ``failure`` drops out; raises ``TrainingError`` where its batch or a teacher was not finite.
     """
-    steps = dataset.steps(draw)
+    steps = students[0].steps_per_epoch
     start = min(student.position for student in students)
     running = [student for student in students if student.failure is None]
-    flags: list[Tensor] = []
+    learning: list[Student] = []
     for epoch in range(start // steps, epochs):
         dataset.refresh(epoch, running)
         first = max(start - epoch * steps, 0)
-        batches = dataset.batches(draw, epoch, first)
+        streams = {draw: dataset.batches(draw, epoch, first) for draw in {s.draw: None for s in running}}
         for step in range(first, steps):
             pause()
             began = time.perf_counter()
-            batch = next(batches)
-            taught = {name: teacher(batch) for name, teacher in teachers.items()}
-            flags.append(_finite(batch, taught))
-            learning = [s for s in running if s.position == epoch * steps + step]
+            batches = {draw: next(stream) for draw, stream in streams.items()}
+            before, learning = learning, [s for s in running if s.position == epoch * steps + step]
+            lessons = _lessons(learning, batches)
             share = (time.perf_counter() - began) / max(len(learning), 1)
+            if learning != before:
+                formed = teams(learning)
+            for team in formed:
+                team.step([lessons[student] for student in team.members])
             for student in learning:
-                student.step(batch, taught)
                 student.seconds += share
-            console.step(len(batch) * len(learning))
-            if len(flags) == REPORT_EVERY or step == steps - 1:
-                began = time.perf_counter()
-                _demand_finite(flags, teachers, dataset, draw, epoch, step)
-                for student in learning:  # a GPU is only waited for here
-                    student.seconds += (time.perf_counter() - began) / len(learning)
-                running = [student for student in running if _healthy(student, console)]
+            console.step(sum(len(batches[student.draw]) for student in learning))
+            if step % REPORT_EVERY == REPORT_EVERY - 1 or step == steps - 1:
+                running = [student for student in running if _healthy(student, dataset, console)]
                 if not running:
                     return
         for student in running:
@@ -65,11 +61,26 @@ def fit(
     pause()
 
 
-def _healthy(student: Student, console: Console) -> bool:
+def _lessons(students: Sequence[Student], batches: Mapping[Draw, Batch]) -> dict[Student, Lesson]:
+    """Each student's batch, and what its teachers say of it; none is asked twice about a batch."""
+    asked = dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values())
+    said = {(teacher, draw): teacher(batches[draw]) for teacher, draw in asked}
+    return {
+        s: (batches[s.draw], {name: said[teacher, s.draw] for name, teacher in s.teachers.items()})
+        for s in students
+    }
+
+
+def _healthy(student: Student, dataset: Dataset, console: Console) -> bool:
+    """Whether a student still learns; what it left on the device is read here, so a GPU is only waited for here."""
+    began = time.perf_counter()
     student.flush()
-    if student.failure is not None:
-        console.warn(f"{student.title}: stopped: {student.failure}")
-    return student.failure is None
+    student.seconds += time.perf_counter() - began
+    if student.failure is None:
+        return True
+    _demand_finite(student, student.failure, dataset)
+    console.warn(f"{student.title}: stopped: {student.failure}")
+    return False
 
 
 def _validation(student: Student, dataset: Dataset) -> dict[str, float] | None:
@@ -91,6 +102,19 @@ def _told(students: Sequence[Student]) -> str:
 # ----------------------------------------------------------------------------------- what is not finite
 
 
+def _demand_finite(student: Student, failure: Failure, dataset: Dataset) -> None:
+    """Raises ``TrainingError`` where the batch that stopped a student, or a teacher's answer to it, is to blame."""
+    batch = next(dataset.batches(student.draw, failure.epoch, failure.step))
+    for what, part in _parts(batch, {name: teacher(batch) for name, teacher in student.teachers.items()}):
+        bad = ~part.flatten(1).isfinite().all(dim=1)
+        if bad.any():
+            samples = ", ".join(str(i) for i in batch.index[bad].tolist()[:10])
+            raise TrainingError(
+                f"{what} is not finite in epoch {failure.epoch + 1}, step {failure.step + 1} of it, for the training "
+                f"samples {samples}; mend the data or the teacher's weights"
+            )
+
+
 def _parts(batch: Batch, taught: Mapping[str, Outputs]) -> Iterator[tuple[str, Tensor]]:
     for name, view in batch.views.items():
         yield f"the input '{name}'", view
@@ -100,34 +124,3 @@ def _parts(batch: Batch, taught: Mapping[str, Outputs]) -> Iterator[tuple[str, T
         yield f"the output of the teacher '{name}'", outputs.logits
         for layer, feature in outputs.features.items():
             yield f"the layer '{layer}' of the teacher '{name}'", feature
-
-
-def _finite(batch: Batch, taught: Mapping[str, Outputs]) -> Tensor:
-    """Whether inputs and teachers are finite, left on the device (a sum shows every value that is not)."""
-    return torch.stack([part.sum() for _, part in _parts(batch, taught)]).isfinite().all()
-
-
-def _demand_finite(
-    flags: list[Tensor],
-    teachers: Mapping[str, Predictor],
-    dataset: Dataset,
-    draw: Draw,
-    epoch: int,
-    last: int,
-) -> None:
-    """Read the flags of the last steps; raises ``TrainingError`` with the samples of the first bad batch."""
-    fine = torch.stack(flags).tolist()
-    flags.clear()
-    if all(fine):
-        return
-    step = last - len(fine) + 1 + fine.index(False)
-    batch = next(dataset.batches(draw, epoch, step))
-    taught = {name: teacher(batch) for name, teacher in teachers.items()}
-    for what, part in _parts(batch, taught):
-        bad = ~part.flatten(1).isfinite().all(dim=1)
-        if bad.any():
-            samples = ", ".join(str(i) for i in batch.index[bad].tolist()[:10])
-            raise TrainingError(
-                f"{what} is not finite in epoch {epoch + 1}, step {step + 1} of it, for the training samples "
-                f"{samples}; mend the data or the teacher's weights"
-            )

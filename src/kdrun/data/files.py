@@ -254,7 +254,7 @@ class ImageFolder(SampleSet):
             except StoreError as error:
                 self._say(f"decoded pictures are not kept: {error}")
             found = shelf.find(key)
-        return None if found is None else found["pictures"]
+        return None if found is None else found.arrays["pictures"]
 
     def _key(self, everything: PictureFiles) -> str:
         """The pictures' name on a shelf: a hash of their files' names, bytes and times, and of the size."""

@@ -3,6 +3,7 @@
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
+from kdrun.models.prepared import Prepared, foldable
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
 from kdrun.models.vgg import VGG
@@ -17,6 +18,7 @@ __all__ = [
     "Frozen",
     "MobileNetV2",
     "Network",
+    "Prepared",
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
@@ -25,6 +27,7 @@ __all__ = [
     "ViT",
     "WideResNet",
     "build",
+    "foldable",
     "load_weights",
     "macs",
     "parameters",

@@ -40,19 +40,20 @@ class Network:
     def __init__(self, model: Model, view: str, device: torch.device) -> None:
         self.model: Model = model.to(device)
         self.view, self.device = view, device
+        self.further_views: dict[str, None] = {}
         self._recorder = taps.Recorder(model)
-        self._views: dict[str, None] = {}
         self._class_maps = False
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (B, C) in float32, and the tapped layers' outputs by name."""
-        said = self._look(batch, self.view)
-        if self._views:
-            said = replace(said, views={view: self._look(batch, view) for view in self._views})
+        said = self.look(batch.views[self.view])
+        if self.further_views:
+            said = replace(said, views={view: self.look(batch.views[view]) for view in self.further_views})
         return said
 
-    def _look(self, batch: Batch, view: str) -> Outputs:
-        logits = self.model(batch.views[view])
+    def look(self, x: Tensor) -> Outputs:
+        """The outputs for inputs (B, …) of one view."""
+        logits = self.model(x)
         features = self._recorder.take()
         if self._class_maps:
             features[taps.CLASS_MAPS] = class_maps(self.model, features[self.model.stages[-1]])
@@ -65,7 +66,12 @@ class Network:
             self._class_maps = True
             wanted = wanted - {taps.CLASS_MAPS} | {self.model.stages[-1]}
         self._recorder.add(wanted)
-        self._views |= dict.fromkeys(views)
+        self.further_views |= dict.fromkeys(views)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that are tapped."""
+        return [*self._recorder.layers, *[taps.CLASS_MAPS] * self._class_maps]
 
     def dry(self, batch: Batch) -> Outputs:
         """The outputs in eval mode and without gradients; the model is left as it was."""
@@ -98,7 +104,7 @@ class Network:
     def copied(self, model: Model, state: Mapping[str, Tensor]) -> Frozen:
         """A frozen copy of ``model``, the network's own or a ``Deployed`` of it, with other weights, without taps."""
         twin = copy.deepcopy(model)
-        self._recorder.let_go_of(twin.body if isinstance(twin, Deployed) else twin)
+        self._recorder.let_go_of(twin if model is self.model else twin.get_submodule("body"))
         twin.load_state_dict(state)
         return Frozen(twin, self.view, self.device)
 

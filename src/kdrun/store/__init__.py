@@ -4,12 +4,13 @@ from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.files import read_json, write_json
 from kdrun.store.fingerprints import fingerprint, first_difference
 from kdrun.store.runs import FORMAT, Result, Store, Workplace
-from kdrun.store.shelf import Form, Shelf
+from kdrun.store.shelf import Form, Kept, Shelf
 
 __all__ = [
     "FORMAT",
     "Checkpoint",
     "Form",
+    "Kept",
     "Result",
     "Shelf",
     "Store",

@@ -29,21 +29,37 @@ def size(forms: Mapping[str, Form]) -> int:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Arrays, read-only, and what was said of them when they were made."""
+
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """The memory that they would take."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True)
 class Shelf:
     """A folder with a folder for each key. Nothing in it is ever needed: ``kdrun clean --cache`` takes all of it."""
 
     folder: Path
 
-    def find(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a key, read-only; None where there are none, or where their bytes were changed."""
+    def find(self, key: str) -> Kept | None:
+        """What is kept by a key; None where there is nothing, or where its bytes were changed."""
         place = self.folder / key
         if not (place / "manifest.json").is_file():
             return None
         try:
-            files: dict[str, Any] = read_json(place / "manifest.json")["files"]
+            about = read_json(place / "manifest.json")
+            files: dict[str, Any] = about.pop("files")
             if any(digest_of_file(place / name) != known for name, known in files.items()):
                 return None
-            return {name.removesuffix(".npy"): np.load(place / name, mmap_mode="r") for name in files}
+            return Kept(
+                {name.removesuffix(".npy"): np.load(place / name, mmap_mode="r") for name in files}, about
+            )
         except (OSError, ValueError, KeyError, StoreError):
             return None
 
@@ -56,6 +72,7 @@ class Shelf:
         ``about`` goes into the manifest, for people. Raises ``StoreError`` where the disk has no room for them.
         """
         place, begun = self.folder / key, self.folder / f".{key}.{os.getpid()}"
+        self._sweep()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(begun, ignore_errors=True)
@@ -81,6 +98,12 @@ class Shelf:
         finally:
             shutil.rmtree(begun, ignore_errors=True)
 
+    def _sweep(self) -> None:
+        """Take away what processes that were killed left behind."""
+        for path in self.folder.glob(".*"):
+            if not _lives(int(path.suffix[1:])):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _place(self, begun: Path, place: Path) -> None:
         """Take the place of what was damaged; what another process finished meanwhile is as good."""
         if place.exists() and self.find(place.name) is None:
@@ -88,3 +111,13 @@ class Shelf:
         if not place.exists():
             os.replace(begun, place)
             sync_folder(self.folder)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -1,0 +1,51 @@
+"""The machine under the process: memory that is freed is kept, and other work on it is seen."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
+"""What ``mallopt`` of the GNU C library calls its parameters."""
+GROWTH = 64 << 20
+"""Bytes by which the heap grows."""
+BUSY = 0.25
+"""Cores of other processes from which on it is worth a word."""
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, or every step pays for its pages anew; for Linux and before torch.
+
+    Nothing happens where the C library is another one.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, GROWTH)):
+            mallopt(parameter, value)
+
+
+class Neighbours:
+    """What other processes work while this one does something else."""
+
+    def __init__(self) -> None:
+        self._began, self._own, self._all = time.monotonic(), time.process_time(), _worked()
+
+    @property
+    def busy_cores(self) -> float:
+        """How many cores they kept busy since this was made; 0 where nobody can say."""
+        took, own = time.monotonic() - self._began, time.process_time() - self._own
+        return max(_worked() - self._all - own, 0.0) / max(took, 1e-3)
+
+
+def _worked() -> float:
+    """Seconds that all cores have worked since the machine was started, as Linux tells; elsewhere 0."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, *_ = (int(word) for word in file.readline().split()[1:])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")

@@ -15,8 +15,8 @@ EPOCHS = 1_000_000
 """More than any measurement takes: a contestant is told to stop."""
 EIGHT = ["kd", "dkd", "nkd", "dist", "wsld", "rld", "ttm", "logit-standardization"]
 """Published methods that look at logits only, and at one view of each picture."""
-LIVE = {"KDRUN_NO_CACHE": "1"}
-"""The environment in which kdrun asks its teacher in every step."""
+LIVE = {"cache": False}
+"""The training in which kdrun asks its teacher in every step."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,19 @@ class Variant:
     methods: Sequence[dict[str, Any]] = ({"use": "kd"},)
     training: dict[str, Any] = field(default_factory=dict)
     augmentation: Any = None
-    environment: dict[str, str] = field(default_factory=dict)
 
     def warm_up(self, steps: int, epoch: int) -> int:
         """Steps before the first window: those asked for, and a whole epoch where the teacher's outputs are kept."""
-        return steps if self.environment == LIVE else max(steps, epoch + epoch // 5 + 1)
+        return steps if "cache" in self.training else max(steps, epoch + epoch // 5 + 1)
 
-    def config(self, work: Work, as_students: bool = False) -> str:
+    def config(self, work: Work) -> str:
         """The experiment in YAML."""
         augmentation = self.augmentation or ("standard" if work.augmented else "none")
         dataset = {"kind": "arrays", "path": PICTURES, "augmentation": augmentation}
         models = Models(
             {"model": work.teacher, "weights": TEACHER}, {**work.student, "initial_weights": STUDENT}
         )
-        text = experiment(self.name, dataset, models, self.methods, work.batch, self.training, as_students)
+        text = experiment(self.name, dataset, models, self.methods, work.batch, self.training)
         return yaml.safe_dump(text, sort_keys=False)
 
 
@@ -51,16 +50,16 @@ def variants(work: Work) -> list[Variant]:
     eight = [{"use": name} for name in EIGHT]
     views = {"copies": 1, "parts": "standard"}
     alike = [
-        Variant("exact", "fp32, the teacher asked in every step", environment=LIVE),
-        Variant("bf16", "bf16, the teacher asked in every step", training=bf16, environment=LIVE),
-        Variant("features", f"fp32, live: {work.features['use']}", [work.features], environment=LIVE),
-        Variant("relations", "fp32, live: rkd", [{"use": "rkd"}], environment=LIVE),
+        Variant("exact", "fp32, the teacher asked in every step", training=LIVE),
+        Variant("bf16", "bf16, the teacher asked in every step", training=bf16 | LIVE),
+        Variant("features", f"fp32, live: {work.features['use']}", [work.features], LIVE),
+        Variant("relations", "fp32, live: rkd", [{"use": "rkd"}], LIVE),
     ]
     if work.augmented:
         return [
             *alike,
             Variant("cached", "bf16, one fixed view of each picture", training=bf16, augmentation=views),
-            Variant("group", "bf16, live: eight methods in lock step", eight, bf16, environment=LIVE),
+            Variant("group", "bf16, live: eight methods in lock step", eight, bf16 | LIVE),
         ]
     return [
         *alike,
@@ -85,34 +84,25 @@ def experiment(
     methods: Sequence[dict[str, Any]],
     batch: int,
     training: dict[str, Any],
-    as_students: bool = False,
 ) -> dict[str, Any]:
-    """An experiment that trains one student for each method in one group.
-
-    The students are written as further teachers, each distilled from the first one: `kdrun train-teacher` trains
-    such, and no control without a teacher beside them. ``as_students`` writes them as students, with the control.
-    """
-    named = [{"name": f"m{number}", "teacher": "teacher", **method} for number, method in enumerate(methods)]
+    """An experiment that trains one student for each method in one group."""
+    named = [{"name": f"m{number}", **method} for number, method in enumerate(methods)]
     optimizer = {"kind": "sgd", "lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
     recipe = {"epochs": EPOCHS, "batch_size": batch, "optimizer": optimizer, "schedule": "constant"}
-    learning = [
-        (method["name"], {"model": models.student, "from": "teacher", "method": method["name"]})
-        for method in named
-    ]
     return {
         "name": name,
         "plugins": [PLUGIN],
         "dataset": dataset,
         "seeds": [0],
         "training": recipe | training,
-        "teachers": {"teacher": models.teacher, **({} if as_students else dict(learning))},
-        **({"students": {"student": {"model": models.student}}} if as_students else {}),
+        "teacher": models.teacher,
+        "student": {"model": models.student},
         "methods": named,
     }
 
 
-def write(folder: Path, work: str, variant: Variant, as_students: bool) -> str:
+def write(folder: Path, work: str, variant: Variant) -> str:
     """Write a variant's experiment into the work's folder; the file's name."""
     name = f"{variant.name}.yaml"
-    (folder / name).write_text(variant.config(WORKS[work], as_students))
+    (folder / name).write_text(variant.config(WORKS[work]))
     return name

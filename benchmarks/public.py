@@ -6,15 +6,19 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from benchmarks.gate import Gate
 from benchmarks.works import PLUGIN
 from kdrun import config, registry
 from kdrun.bookkeeping import command_line
+from kdrun.config import ALONE
 from kdrun.console import Console
+from kdrun.contracts import Dataset
 from kdrun.experiment import Experiment
 from kdrun.interrupts import stop_on_signals
+from kdrun.plan import Run
 from kdrun.store import Store
 
 HEARD = 10
@@ -42,14 +46,21 @@ class HeldConsole(Console):
         self._gate.step(samples)
 
 
+class WithoutControl(Experiment):
+    """An experiment that leaves out the students without a teacher, which no other loop trains either."""
+
+    def train(self, group: list[Run], dataset: Dataset, device: torch.device) -> None:
+        """Train the rest of a group as ever."""
+        super().train([run for run in group if run.method != ALONE], dataset, device)
+
+
 def steps(contestant: str, options: argparse.Namespace, gate: Gate) -> Iterator[int]:
     """Train what the config asks for, as the command line does; its steps reach the gate by the console."""
     if contestant == "torch":
         return itertools.repeat(0)
     registry.load_plugins([PLUGIN])
     read = config.read(Path(options.config), [f"device={options.device}"])
-    roles: dict[str, Any] = {} if read.experiment.students else {"roles": ["teacher"]}
     with stop_on_signals() as stop:
         folder = Path(options.config).with_suffix(".runs")
-        Experiment(read, Store(folder), HeldConsole(gate), stop, command_line()).run(**roles)
+        WithoutControl(read, Store(folder), HeldConsole(gate), stop, command_line()).run()
     return iter(())

@@ -71,7 +71,11 @@ class Point:
         methods = [
             {"use": "kd", "set": {"kd.temperature": 1 + number / 4}} for number in range(self.students)
         ]
-        return yaml.safe_dump(configs.experiment("point", dataset, models, methods, self.work.batch, {}))
+        return yaml.safe_dump(
+            configs.experiment(
+                "point", dataset, models, methods, self.work.batch, configs.LIVE if self.live else {}
+            )
+        )
 
 
 def points(dimension: str, most: int) -> list[Point]:
@@ -169,8 +173,7 @@ def _measured(point: Point, base: int, options: argparse.Namespace) -> dict[str,
         prepare(point.work, folder, 2 * point.work.batch, None)
         (folder / "point.yaml").write_text(point.config())
         arguments = ["kdrun", "--config", "point.yaml", "--device", options.device, "--warm-up", str(warm_up)]
-        environment = _threads(options) | (configs.LIVE if point.live else {})
-        one = Contestant(f"{point.dimension} {point.size}", folder, arguments, environment)
+        one = Contestant(f"{point.dimension} {point.size}", folder, arguments, _threads(options))
         protocol = Protocol(options.rounds, options.seconds, options.others, options.retries, _tell)
         if one.trouble is None:
             protocol.run([one], steps)

@@ -33,8 +33,7 @@ def main() -> None:
     measured = {
         "environment": report.environment() | {"device": options.device, "OMP_NUM_THREADS": options.threads},
         "settings": {
-            key: getattr(options, key)
-            for key in ("rounds", "steps", "seconds", "others", "retries", "students")
+            key: getattr(options, key) for key in ("rounds", "steps", "seconds", "others", "retries")
         },
         "works": {},
     }
@@ -72,9 +71,6 @@ def _options() -> argparse.Namespace:
     add("--threads", type=int, help="OMP_NUM_THREADS of every contestant (torch's default)")
     add("--device", default="cpu", help="cpu or cuda (cpu)")
     add("--torchdistill", type=Path, metavar="DIR", help="where torchdistill is, if it is not installed")
-    add(
-        "--students", action="store_true", help="kdrun's as students, with the control, instead of assistants"
-    )
     options = parser.parse_args()
     unknown = set(options.work) - set(WORKS)
     if unknown:
@@ -115,9 +111,7 @@ def _measured(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     what = _contestants(work)
     entries = {}
     for one in contestants:
-        entry = {"what": what[one.name], "note": _note(one, what[one.name], options)} | report.figures(
-            one, work.batch
-        )
+        entry = {"what": what[one.name], "note": _note(one)} | report.figures(one, work.batch)
         entry["against_loop"] = report.ratio(one, loop)
         entry["against_tricks"] = report.ratio(one, by_name.get("tricks"))
         entries[one.name] = entry
@@ -154,14 +148,12 @@ def _start(name: str, work: Work, folder: Path, options: argparse.Namespace) -> 
     if variant is None:
         path = options.torchdistill if name == "torchdistill" else None
         return Contestant(name, folder, [name, *arguments], environment, path)
-    arguments += ["--config", configs.write(folder, work.name, variant, options.students)]
-    return Contestant(name, folder, ["kdrun", *arguments], environment | variant.environment)
+    arguments += ["--config", configs.write(folder, work.name, variant)]
+    return Contestant(name, folder, ["kdrun", *arguments], environment)
 
 
-def _note(one: Contestant, what: str, options: argparse.Namespace) -> str:
+def _note(one: Contestant) -> str:
     """What has to be said beside a contestant's figures."""
-    if options.students and what.startswith("kdrun"):
-        return "one of the students is the control, without a teacher"
     if one.ready.get("teacher_in_training_mode"):
         return "teacher in training mode: other mathematics"
     return ""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import importlib
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 from benchmarks.gate import Gate, Over
+from kdrun.machine import keep_freed_memory
 
 MODULES = {
     "bare": "plain",
@@ -25,9 +24,6 @@ MODULES = {
 }
 """Where each contestant's loop is; imported in its own process only."""
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Options of glibc's mallopt."""
-
 
 class Loop(Protocol):
     """What the module of a contestant offers."""
@@ -37,23 +33,14 @@ class Loop(Protocol):
         ...
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory, before torch takes any; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
-            if mallopt is not None:
-                mallopt(option, value)
-
-
 def main() -> None:
     """Run a contestant until no more windows are wanted; whatever it raises is one line for the report."""
     options = _options()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
     gate = Gate(replies, options.warm_up)
-    if options.contestant.startswith("tricks"):
-        keep_memory()
+    if options.contestant == "kdrun" or options.contestant.startswith("tricks"):
+        keep_freed_memory()
     with contextlib.suppress(Over):
         try:
             _run(options, gate)

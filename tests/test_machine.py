@@ -7,6 +7,7 @@ import time
 import pytest
 
 from kdrun import cli, machine
+from kdrun.console import Console
 from kdrun.machine import Neighbours
 
 
@@ -59,9 +60,9 @@ def test_two_threads_beside_others_are_warned_of(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(cli.os, "cpu_count", lambda: 2)
-    cli._warn_of_neighbours(0.9)
+    cli._tell_of_neighbours(Console(), 0.9)
     told = capsys.readouterr().err
     assert "other processes keep 0.9 of 2 cores busy" in told and "OMP_NUM_THREADS=1" in told
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    cli._warn_of_neighbours(0.9)
+    cli._tell_of_neighbours(Console(), 0.9)
     assert capsys.readouterr().err == ""

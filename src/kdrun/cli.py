@@ -20,7 +20,11 @@ from kdrun.machine import BUSY, Neighbours, keep_freed_memory
 
 if TYPE_CHECKING:
     from kdrun.config import Config
+    from kdrun.console import Console
     from kdrun.experiment import Experiment
+
+NEIGHBOURS = Neighbours()
+"""What other processes work from the start of this one on, above all while it loads torch."""
 
 app = typer.Typer(
     add_completion=False,
@@ -232,8 +236,10 @@ def _experiment(config: Config, out: Path, quiet: bool) -> Iterator[Experiment]:
     from kdrun.interrupts import stop_on_signals
     from kdrun.store import Store
 
+    console = Console(quiet)
+    _tell_of_neighbours(console, NEIGHBOURS.busy_cores)
     with stop_on_signals() as stop:
-        yield Experiment(config, Store(out), Console(quiet), stop, command_line())
+        yield Experiment(config, Store(out), console, stop, command_line())
 
 
 def _config(
@@ -253,25 +259,21 @@ def _config(
         overrides.append(f"seeds=[{seeds}]")
     Source.read(path)
     keep_freed_memory()
-    neighbours = Neighbours()
     from kdrun import config, registry
 
-    if neighbours.busy_cores > BUSY:
-        _warn_of_neighbours(neighbours.busy_cores)
     registry.load_plugins(plugin or [])
     return config.read(path, overrides)
 
 
-def _warn_of_neighbours(busy: float) -> None:
+def _tell_of_neighbours(console: Console, busy: float) -> None:
     """Threads of one step wait for each other, and so for whatever else runs on any of their cores."""
     import torch
 
-    threads = torch.get_num_threads()
-    if threads > 1 and busy > (os.cpu_count() or 1) - threads + BUSY:
-        print(
-            f"other processes keep {busy:.1f} of {os.cpu_count()} cores busy: {threads} threads beside them can be "
-            "slower than one; try OMP_NUM_THREADS=1",
-            file=sys.stderr,
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    if threads > 1 and busy > cores - threads + BUSY:
+        console.say(
+            f"other processes keep {busy:.1f} of {cores} cores busy: {threads} threads beside them can be slower "
+            "than one; try OMP_NUM_THREADS=1"
         )
 
 

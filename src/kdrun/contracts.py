@@ -45,7 +45,8 @@ class Batch:
 
     ``views`` are the inputs by name, each (B, …) float32; ``labels`` (B,) int64, ``HIDDEN`` where the student
     may not see them; ``index`` (B,) int64, the sample's place in its split. Labels stay integers under mixup.
-    ``copy`` says which fixed copy of the samples it is, 0 where there are none.
+    ``copy`` says which fixed copy of the samples it is, 0 where there are none; ``all_seen`` that no label is hidden,
+    which the labels would tell too, but a GPU has to be waited for.
     """
 
     views: dict[str, Tensor]
@@ -53,6 +54,7 @@ class Batch:
     index: Tensor
     mix: Mix | None = None
     copy: int = 0
+    all_seen: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,17 +63,17 @@ class Batch:
         """The same batch on another device."""
         mix = self.mix and Mix(self.mix.partner.to(device), self.mix.share.to(device))
         views = {name: view.to(device) for name, view in self.views.items()}
-        return Batch(views, self.labels.to(device), self.index.to(device), mix, self.copy)
+        return Batch(views, self.labels.to(device), self.index.to(device), mix, self.copy, self.all_seen)
 
     def with_labels(self, labels: Tensor) -> Batch:
         """The same samples with other labels."""
-        return replace(self, labels=labels)
+        return replace(self, labels=labels, all_seen=False)
 
     def rows(self, rows: Tensor) -> Batch:
         """Some of the samples, by their positions (K,), under mixup with the labels that they mostly are of."""
         labels = self.main_labels[rows]
         views = {name: view[rows] for name, view in self.views.items()}
-        return Batch(views, labels, self.index[rows], copy=self.copy)
+        return Batch(views, labels, self.index[rows], copy=self.copy, all_seen=self.all_seen)
 
     @property
     def main_labels(self) -> Tensor:

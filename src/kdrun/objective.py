@@ -82,15 +82,14 @@ class Term(nn.Module):
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The weighted term, a scalar; 0 where it weighs nothing."""
-        nothing = student.logits.new_zeros(())
         if not self.counts:
-            return nothing
+            return student.logits.new_zeros(())
         taught = {name: taught[name] for name in self.teachers}
         if self.config.mask is None:
             return self.factor * self._value(student, taught, batch)
         rows = kept(self.config.mask, list(taught.values()), batch).nonzero().squeeze(1)
         if len(rows) < LEAST_ROWS:
-            return nothing
+            return student.logits.new_zeros(())
         some = {name: said.rows(rows) for name, said in taught.items()}
         share = len(rows) / len(batch)
         return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows))

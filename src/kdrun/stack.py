@@ -97,7 +97,7 @@ class Stack:
         """Learn, each member from its own lesson."""
         began = time.perf_counter()
         first = self.members[0]
-        with torch.autocast(first.device.type, torch.bfloat16, enabled=first.bf16):
+        with first.arithmetic():
             said = self._look([batch for batch, _ in lessons])
             values = []
             for member, outputs, lesson in zip(self.members, said, lessons, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -116,10 +117,14 @@ class Student:
         """Learn from one batch and from what the teachers say of it."""
         began = time.perf_counter()
         self.begin_step()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.arithmetic():
             terms = self._run(batch, taught)
         self.learn(terms, self._gradients(terms))
         self.seconds += time.perf_counter() - began
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """What its network and losses compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _terms(self, batch: Batch, taught: Mapping[str, Outputs]) -> dict[str, Tensor]:
         return self.terms(self.network(batch), (batch, taught))
@@ -164,7 +169,7 @@ class Student:
         else:
             taught = self.objective.of_teachers
             sums = [[v for name, v in values.items() if (name in taught) == of] for of in (False, True)]
-        totals = [torch.stack(terms).sum() if terms else None for terms in sums]
+        totals = [sum(terms[1:], start=terms[0]) if terms else None for terms in sums]
         found = []
         for number, total in enumerate(totals, start=1):
             if total is not None and total.requires_grad:
@@ -180,10 +185,9 @@ class Student:
         The optimizers skip a step where ``found_inf`` is set, as they do under a gradient scaler.
         """
         given = [gradient for part in gradients for gradient in part if gradient is not None]
-        if given:
-            torch._amp_foreach_non_finite_check_and_unscale_(given, self._not_finite, self._one)
-        self._not_finite.logical_or_(~values.detach().isfinite().all())
-        self._unread.append(torch.cat([values.detach(), self._not_finite.view(1)]))
+        values = values.detach()
+        torch._amp_foreach_non_finite_check_and_unscale_([values, *given], self._not_finite, self._one)
+        self._unread.append(torch.cat([values, self._not_finite.view(1)]))
 
     def _update(self, gradients: list[Gradients]) -> None:
         """A step of every optimizer that has gradients."""
@@ -201,7 +205,8 @@ class Student:
             for parameter, gradient in zip(self.parameters, part, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def _apart(self, others: Gradients, taught: Gradients) -> list[Gradients]:
         """The gradients for ``_optimizers``: of a weight that ever had both kinds, and of one that had only one.

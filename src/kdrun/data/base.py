@@ -273,6 +273,7 @@ class SampleSet(Dataset):
         number = epoch % self._copies if self._copies and draw.labels == "given" else None
         fixed = None if number is None else self._copy_drawn(number)
         labels = train.labels if draw.labels == "all" else train.given
+        all_seen = labels is train.labels or draw.labelled_only
         for step, some in enumerate(train.gather(order.flatten(), order.shape[1], labels), start=first):
             views, mix = {}, None
             for view, parts in self._augmentations.items():
@@ -285,14 +286,14 @@ class SampleSet(Dataset):
                 if draw.mixup or draw.cutmix:
                     x, mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
                 views[view] = x
-            yield Batch(views, some.labels, some.positions, mix, number or 0)
+            yield Batch(views, some.labels, some.positions, mix, number or 0, all_seen)
 
     def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
         part = self._parts[name]
         for some in part.gather(torch.arange(len(part.rows)), batch_size, part.labels):
             x = self._inputs(some.samples)
-            yield Batch(dict.fromkeys(self._augmentations, x), some.labels, some.positions)
+            yield Batch(dict.fromkeys(self._augmentations, x), some.labels, some.positions, all_seen=True)
 
     def copies(self, draw: Draw) -> int | None:
         """How many different passes over the training set the default view of a draw makes.
@@ -316,7 +317,7 @@ class SampleSet(Dataset):
         fixed, train = self._copy_drawn(number), self._parts["train"]
         for some in train.gather(torch.arange(len(train.rows)), batch_size, train.labels):
             x = self._inputs(some.samples, parts, _rows(fixed, some.places))
-            yield Batch({VIEW: x}, some.labels, some.positions, copy=number)
+            yield Batch({VIEW: x}, some.labels, some.positions, copy=number, all_seen=True)
 
     def _copy_drawn(self, number: int) -> list[augmentation.Drawn]:
         """What the parts drew for every training sample's copy; by the set's seed, so that all runs share it."""

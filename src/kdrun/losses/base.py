@@ -61,6 +61,8 @@ class LogitLoss(OnLogits):
 
 def main_classes(batch: Batch, teacher: Tensor) -> Tensor:
     """The class (B,) of each sample: its label, under mixup that of the larger share; hidden, the teacher's choice."""
+    if batch.all_seen:
+        return batch.main_labels
     return torch.where(batch.main_labels == HIDDEN, teacher.argmax(dim=-1), batch.main_labels)
 
 

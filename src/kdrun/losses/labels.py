@@ -31,6 +31,8 @@ class LabelLoss(Loss):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """The weighted mean; 0, with a graph, where no label is seen."""
         logits = full(student.logits)
+        if batch.all_seen and batch.mix is None:
+            return self.each(logits, batch.labels).mean()
         total, seen = logits.new_zeros(()), logits.new_zeros(())
         for labels, share in _sides(batch):
             # Hidden rows are cut off before the softmax, so that even infinite logits leave no NaN behind.

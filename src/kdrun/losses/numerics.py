@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +24,10 @@ def bounded(logits: Tensor) -> Tensor:
     return fixed(logits).clamp_min(-1e20)
 
 
-def exact(x: Tensor) -> torch.autocast:
+def exact(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast, which would compute products of matrices like ``x`` in half precision."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def unit(x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def folded(network: Network, layers: Iterable[str], sample: Batch) -> Model:
 
 
 def foldable(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """The layers whose output a BatchNorm and nothing else reads, with its name; found by running the model on ``x``."""
+    """The layers whose output a BatchNorm and nothing else reads, with its name; by running the model on ``x``."""
     modules, reads = dict(model.named_modules()), _Reads()
     runs: dict[str, int] = {}
     pairs: list[tuple[Tensor, str, str]] = []

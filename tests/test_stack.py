@@ -105,12 +105,17 @@ def test_students_are_not_stacked_unasked():
     assert [len(team.members) for team in teams(list(made.values()))] == [1, 1]
 
 
-def test_a_stacked_student_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["sgd", "{kind: sgd, momentum: 0.0}", "adamw"])
+def test_a_stacked_student_goes_on_from_its_checkpoint(tmp_path, monkeypatch, optimizer):
     from test_resume import stopped
 
-    stopped(tmp_path / "stopped", monkeypatch, text=text("[kd, dkd]"))
-    run(text("[kd, dkd]"), tmp_path / "stopped")
-    run(text("[kd, dkd]"), tmp_path / "whole")
+    key, methods = (
+        f"training.optimizer={optimizer}",
+        text("[kd, crd, {name: hot, use: kd, set: {kd.temperature: 9}}]"),
+    )
+    stopped(tmp_path / "stopped", monkeypatch, key, text=methods)
+    run(methods, tmp_path / "stopped", key)
+    run(methods, tmp_path / "whole", key)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 

@@ -13,8 +13,7 @@ from torch.func import functional_call, vmap
 
 from kdrun.contracts import Batch, Outputs
 from kdrun.models import Network
-from kdrun.optimization import lay_alike
-from kdrun.student import Gradients, Lesson, Student
+from kdrun.student import Gradients, Lesson, Student, clip
 
 
 class Team:
@@ -67,14 +66,31 @@ def _likeness(student: Student) -> Any:
     if not student.training.stack or why_not(student) is not None:
         return student
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in student.model.state_dict().items())
-    return repr(student.model), shapes, student.bf16, student.network.view
+    recipe = student.training.model_dump_json()
+    return repr(student.model), shapes, recipe, student.bf16, student.network.view
+
+
+class _Row:
+    """A member's own weights, losses' adapters and optimizer's memory, of a stack where it has one row."""
+
+    def __init__(self, member: Student) -> None:
+        self.member = member
+        self.weights = dict(member.model.named_parameters())
+        self.buffers = dict(member.model.named_buffers())
+        self.adapters = member.parts["adapters"]
+        self.memory = member.optimizers[0].state
+        names = {id(parameter): name for name, parameter in self.weights.items()}
+        self.names = [names.get(id(parameter)) for parameter in member.parameters]
 
 
 class Stack:
-    """The networks of several students as one, and their common step."""
+    """The networks of several students as one, and their common step.
+
+    The members' weights and what their optimizers remember of them are rows of the common ones.
+    """
 
     def __init__(self, members: Sequence[Student]) -> None:
-        self.members, first = members, members[0]
+        self._rows, first = [_Row(member) for member in members], members[0]
         network = first.network.copied(first.model, first.model.state_dict())
         network.model.train()
         for member in members:
@@ -82,63 +98,89 @@ class Stack:
         for module in network.model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = _Linear
-        self._body = _Looking(network)
-        self._weights = _rows([dict(member.model.named_parameters()) for member in members])
-        self._buffers = _rows([dict(member.model.named_buffers()) for member in members])
-        for weight in self._weights.values():
-            weight.requires_grad_()
-        self._names: list[list[str | None]] = []
-        for member in members:
-            known = {id(parameter): f"model.{name}" for name, parameter in member.model.named_parameters()}
-            self._names.append([known.get(id(parameter)) for parameter in member.parameters])
-            lay_alike(member.optimizers)
+        self._body, self._first = _Looking(network), first
+        self._weights = {
+            name: _common([row.weights[name] for row in self._rows]).requires_grad_()
+            for name in self._rows[0].weights
+        }
+        self._buffers = {
+            name: _common([row.buffers[name] for row in self._rows]) for name in self._rows[0].buffers
+        }
+        adapters = [adapter for row in self._rows for adapter in row.adapters]
+        self._optimizer = first.training.optimizer.build([*self._weights.values(), *adapters])
+        self._shared = False
+        self._remember()
+
+    def _remember(self) -> None:
+        """Have the common optimizer remember what the members' do."""
+        for name, weight in self._weights.items():
+            own = [row.memory[row.weights[name]] for row in self._rows]
+            self._optimizer.state[weight] = {
+                key: torch.stack([one[key] for one in own]) if value.shape == weight.shape[1:] else value
+                for key, value in own[0].items()
+            }
+        for row in self._rows:
+            self._optimizer.state.update({p: row.memory[p] for p in row.adapters})
+
+    def _share(self) -> None:
+        """Have the members' optimizers remember what the common one does, in the same memory, for checkpoints."""
+        for place, row in enumerate(self._rows):
+            for name, weight in self._weights.items():
+                row.memory[row.weights[name]] = {
+                    key: value[place] if value.shape == weight.shape else value
+                    for key, value in self._optimizer.state[weight].items()
+                }
+            row.memory.update({p: self._optimizer.state[p] for p in row.adapters})
 
     def step(self, lessons: Sequence[Lesson]) -> None:
         """Learn, each member from its own lesson."""
         began = time.perf_counter()
-        first = self.members[0]
-        with first.arithmetic():
+        with self._first.arithmetic():
             said = self._look([batch for batch, _ in lessons])
             values = []
-            for member, outputs, lesson in zip(self.members, said, lessons, strict=True):
-                member.begin_step()
-                values.append(member.terms(outputs, lesson))
+            for row, outputs, lesson in zip(self._rows, said, lessons, strict=True):
+                row.member.begin_step()
+                values.append(row.member.terms(outputs, lesson))
         torch.stack([value for terms in values for value in terms.values()]).sum().backward()
-        for place, (member, terms) in enumerate(zip(self.members, values, strict=True)):
-            member.learn(terms, [self._gradients(place, member)])
-        for weight in self._weights.values():
-            weight.grad = None
-        share = (time.perf_counter() - began) / len(self.members)
-        for member in self.members:
-            member.seconds += share
+        for place, (row, terms) in enumerate(zip(self._rows, values, strict=True)):
+            gradients = [self._gradients(place, row)]
+            row.member.guard(terms, gradients)
+            if row.member.training.clip is not None:
+                clip(gradients, row.member.training.clip)
+        self._first.set_rate(self._optimizer)
+        self._optimizer.step()  # what is not finite in one row stays there
+        self._optimizer.zero_grad(set_to_none=True)
+        if not self._shared:
+            self._share()  # some optimizers begin to remember in their first step
+            self._shared = True
+        share = (time.perf_counter() - began) / len(self._rows)
+        for row in self._rows:
+            row.member.end_step()
+            row.member.seconds += share
 
-    def _gradients(self, place: int, member: Student) -> Gradients:
+    def _gradients(self, place: int, row: _Row) -> Gradients:
         """Those of a member's own parameters: rows of the common ones, and of its losses' as they are."""
         found: Gradients = []
-        for name, parameter in zip(self._names[place], member.parameters, strict=True):
+        for name, parameter in zip(row.names, row.member.parameters, strict=True):
             gradient = self._weights[name].grad if name else parameter.grad
             found.append(gradient[place] if name and gradient is not None else gradient)
-            parameter.grad = None
         return found
 
     def _look(self, batches: Sequence[Batch]) -> list[Outputs]:
         """The outputs of every member for its own batch."""
-        view = self.members[0].network.view
-        inputs = [batch.views[view] for batch in batches]
+        inputs = [batch.views[self._first.network.view] for batch in batches]
         shared = all(x is inputs[0] for x in inputs)
+        x = inputs[0] if shared else torch.stack(inputs)
 
-        def look(
-            weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            said: Outputs = functional_call(self._body, {**weights, **buffers}, (x,))
+        def look(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            said: Outputs = functional_call(self._body, state, (x,))
             return said.logits, said.features
 
-        x = inputs[0] if shared else torch.stack(inputs)
-        logits, features = vmap(look, in_dims=(0, 0, None if shared else 0))(self._weights, self._buffers, x)
-        return [
-            Outputs(logits[place], {name: feature[place] for name, feature in features.items()})
-            for place in range(len(self.members))
-        ]
+        state = {f"model.{name}": rows for name, rows in (self._weights | self._buffers).items()}
+        logits, features = vmap(look, in_dims=(0, None if shared else 0))(state, x)
+        layers = zip(*(feature.unbind() for feature in features.values()), strict=True)
+        by_member = [dict(zip(features, layer, strict=True)) for layer in layers] or [{} for _ in batches]
+        return [Outputs(said, seen) for said, seen in zip(logits.unbind(), by_member, strict=True)]
 
 
 class _Looking(nn.Module):
@@ -152,15 +194,13 @@ class _Looking(nn.Module):
         return self._network.look(x)
 
 
-def _rows(members: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Each weight of all members as one tensor, of which theirs are the rows from now on."""
-    common = {}
+def _common(members: Sequence[Tensor]) -> Tensor:
+    """One tensor of those of all members, which become its rows."""
     with torch.no_grad():
-        for name in members[0]:
-            common[f"model.{name}"] = rows = torch.stack([member[name].detach() for member in members])
-            for row, member in zip(rows, members, strict=True):
-                member[name].data = row
-    return common
+        rows = torch.stack([member.detach() for member in members])
+        for member, row in zip(members, rows, strict=True):
+            member.data = row
+    return rows
 
 
 class _Linear(nn.Linear):

@@ -136,11 +136,9 @@ class Student:
 
     def learn(self, terms: Mapping[str, Tensor], gradients: list[Gradients]) -> None:
         """Take the step, unless a term or a gradient is not finite."""
-        self._guard(torch.stack(list(terms.values())), gradients)
+        self.guard(terms, gradients)
         self._update(gradients)
-        if self.average is not None:
-            self._update_average()
-        self.position += 1
+        self.end_step()
 
     def begin_step(self) -> None:
         """Seed what the step draws; at the first step of an epoch, and after a resume, take up what it changes."""
@@ -179,26 +177,24 @@ class Student:
                 parameter.grad = None
         return found
 
-    def _guard(self, values: Tensor, gradients: list[Gradients]) -> None:
+    def guard(self, terms: Mapping[str, Tensor], gradients: list[Gradients]) -> None:
         """Freeze on the first value that is not finite, without waiting for the device.
 
         The optimizers skip a step where ``found_inf`` is set, as they do under a gradient scaler.
         """
         given = [gradient for part in gradients for gradient in part if gradient is not None]
-        values = values.detach()
+        values = torch.stack(list(terms.values())).detach()
         torch._amp_foreach_non_finite_check_and_unscale_([values, *given], self._not_finite, self._one)
         self._unread.append(torch.cat([values, self._not_finite.view(1)]))
 
     def _update(self, gradients: list[Gradients]) -> None:
         """A step of every optimizer that has gradients."""
-        rate = self.training.learning_rate(self.position, self.steps_per_epoch)
         if self.training.clip is not None:
-            _clip(gradients, self.training.clip)
+            clip(gradients, self.training.clip)
         if self.plugs.momentum_gap is not None:
             gradients = self._apart(*gradients)
         for optimizer, part in zip(self.optimizers, gradients, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            self.set_rate(optimizer)
             # torch's own gradient scaler hands these over in the same way, undeclared.
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]
@@ -207,6 +203,18 @@ class Student:
             optimizer.step()
             for parameter in self.parameters:
                 parameter.grad = None
+
+    def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give an optimizer the learning rate of this step."""
+        rate = self.training.learning_rate(self.position, self.steps_per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def end_step(self) -> None:
+        """What follows the update of the weights."""
+        if self.average is not None:
+            self._update_average()
+        self.position += 1
 
     def _apart(self, others: Gradients, taught: Gradients) -> list[Gradients]:
         """The gradients for ``_optimizers``: of a weight that ever had both kinds, and of one that had only one.
@@ -393,7 +401,7 @@ def _optimizers(
     return [sgd.model_copy(update=recipe).build(parameters) for recipe in recipes]
 
 
-def _clip(gradients: list[Gradients], most: float) -> None:
+def clip(gradients: list[Gradients], most: float) -> None:
     """Scale all gradients, in place, so that the norm of their sum is at most ``most``."""
     sums = [[g for g in of_one if g is not None] for of_one in zip(*gradients, strict=True)]
     given = [g for of_one in sums for g in of_one]

@@ -21,7 +21,7 @@ FLOORS = [
     {"stack", "assembly", "cache"},
     {"train"},
     {"bookkeeping", "listing"},
-    {"experiment", "compare", "checking"},
+    {"experiment", "compare", "checking", "profiling"},
     {"cli"},
     {"__main__"},
 ]

@@ -97,6 +97,10 @@ class Faculty:
         """Whether tables can answer in the place of all its teachers."""
         if not student.training.cache or self.dataset.copies(student.draw) is None:
             return False
+        return self.tables_suffice(student, own)
+
+    def tables_suffice(self, student: Student, own: Run) -> bool:
+        """Whether its losses look at nothing that a table does not hold, whatever the views are."""
         wants = [(run, student.objective.wants(name)) for name, run in own.teachers.items()]
         return all(
             not taps.views
@@ -142,6 +146,17 @@ class Faculty:
             return
         wanted: list[Table] = ["logits", "pooled"] if any(p.taps.teacher for p in pupils) else ["logits"]
         student, teacher = pupils[0].student, self.teachers[run]
+        found = self.tables(run, wanted, student)
+        tables = LookedUp(found, teacher.model.pooled, len(self.dataset.labels("train")), teacher.device)
+        self.console.say_once(
+            f"the teacher '{run.name}' was asked once, in {tables.arithmetic}, and is looked up: "
+            f"{' and '.join(found)}, {sum(one.bytes for one in found.values()) / 1e6:,.1f} MB"
+        )
+        for pupil in pupils:
+            pupil.student.teachers[pupil.name] = tables
+
+    def tables(self, run: Run, wanted: Sequence[Table], student: Student) -> dict[Table, Kept]:
+        """A teacher's tables, computed where they are not on the shelf; raises ``StoreError``."""
         keys = {table: self._key(run, table, student.bf16) for table in wanted}
         kept = {table: self.shelf.find(key) for table, key in keys.items()}
         if missing := {table: keys[table] for table, one in kept.items() if one is None}:
@@ -150,14 +165,7 @@ class Faculty:
             except StoreError as error:
                 raise StoreError(f"{error}; make room, or ask live: `training.cache: false`") from error
             kept |= {table: self.shelf.find(key) for table, key in missing.items()}
-        found = {table: one for table, one in kept.items() if one is not None}
-        tables = LookedUp(found, teacher.model.pooled, len(self.dataset.labels("train")), teacher.device)
-        self.console.say_once(
-            f"the teacher '{run.name}' was asked once, in {tables.arithmetic}, and is looked up: "
-            f"{' and '.join(found)}, {sum(one.bytes for one in found.values()) / 1e6:,.1f} MB"
-        )
-        for pupil in pupils:
-            pupil.student.teachers[pupil.name] = tables
+        return {table: one for table, one in kept.items() if one is not None}
 
     def _key(self, run: Run, table: Table, bf16: bool) -> str:
         """What decides the numbers of a table; labels do not."""

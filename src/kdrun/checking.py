@@ -10,6 +10,7 @@ import torch
 
 from kdrun.assembly import Rehearsed, keys_pointed_at, open_dataset, rehearse, resolve_device
 from kdrun.config import Config
+from kdrun.contracts import Dataset
 from kdrun.plan import Kin, Plan, plan
 from kdrun.store import Store
 
@@ -27,6 +28,7 @@ class Checked:
     steps: dict[Kin, int]
     todo: dict[Kin, int]
     device: torch.device
+    dataset: Dataset
 
     def seconds(self, one: Rehearsed) -> float:
         """Estimated time of what is not finished of one model and method, its share of the teachers included."""
@@ -115,20 +117,23 @@ class Checked:
         }
 
 
-def check(config: Config, store: Store, say: Callable[[str], None]) -> Checked:
-    """Build, tap and step everything once; raises ``ConfigError`` with all that does not fit."""
+def check(config: Config, store: Store, say: Callable[[str], None], on_device: bool = False) -> Checked:
+    """Build, tap and step everything once; raises ``ConfigError`` with all that does not fit.
+
+    ``on_device`` loads a data set that is at hand where it would be trained on, to be used.
+    """
     device = resolve_device(config.experiment.device)
     dataset = open_dataset(config)
     planned = plan(config, dataset.identity())
     rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
     if dataset.at_hand:
         with keys_pointed_at(config):
-            dataset.load(torch.device("cpu"), store.shelf, say)
+            dataset.load(device if on_device else torch.device("cpu"), store.shelf, say)
     todo = dict.fromkeys((run.kin for run in planned.runs), 0)
     for run in planned.runs:
         todo[run.kin] += store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
     steps = {one.run.kin: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
-    return Checked(planned, rehearsed, steps, todo, device)
+    return Checked(planned, rehearsed, steps, todo, device, dataset)
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ import typer
 import kdrun
 from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError
 from kdrun.interrupts import leave_on_interrupt
-from kdrun.machine import BUSY, Neighbours, keep_freed_memory
+from kdrun.machine import Neighbours, crowded, keep_freed_memory
 
 if TYPE_CHECKING:
     from kdrun.config import Config
@@ -266,15 +266,11 @@ def _config(
 
 
 def _tell_of_neighbours(console: Console, busy: float) -> None:
-    """Threads of one step wait for each other, and so for whatever else runs on any of their cores."""
+    """A word where other processes would slow the threads of a step down."""
     import torch
 
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    if threads > 1 and busy > cores - threads + BUSY:
-        console.say(
-            f"other processes keep {busy:.1f} of {cores} cores busy: {threads} threads beside them can be slower "
-            "than one; try OMP_NUM_THREADS=1"
-        )
+    if told := crowded(busy, torch.get_num_threads()):
+        console.say(told)
 
 
 def _require_students(config: Config, path: Path) -> None:
@@ -390,6 +386,10 @@ def _note(text: str, quiet: bool) -> None:
 @app.command(epilog="Example: kdrun check configs/mnist.yaml --set training.batch_size=256")
 def check(
     config: ConfigFile,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Also where the time of a step goes, and what would help."),
+    ] = False,
     out: Out = Path("runs"),
     device: Device = None,
     seeds: Seeds = None,
@@ -399,16 +399,24 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Everything short of training: models, taps, adapters, one batch through every loss; size and time estimated."""
-    from kdrun.checking import check as checked
+    from kdrun import checking, profiling
     from kdrun.store import Store
 
-    told = checked(_config(config, device, seeds, set_, plugin), Store(out), lambda text: _note(text, quiet))
+    read, store = _config(config, device, seeds, set_, plugin), Store(out)
+    told = checking.check(read, store, lambda text: _note(text, quiet), on_device=profile)
+    profiles = profiling.profile(told.plan, told.dataset, store, told.device) if profile else []
     if json_:
-        print(json.dumps(told.as_json(), indent=1))
+        profiled = {"profile": [one.as_json() for one in profiles]} if profile else {}
+        print(json.dumps(told.as_json() | profiled, indent=1))
         return
     _print_table(f"{config}: everything fits", *told.table(), keys=2)
     for line in told.remarks():
         print(line)
+    for one in profiles:
+        print()
+        _print_table(one.heading, *one.table(), keys=1)
+        for line in [*one.notes, *one.advice]:
+            print(line)
     _note(f"next: kdrun compare {config}", quiet)
 
 

@@ -41,6 +41,17 @@ class Neighbours:
         return max(_worked() - self._all - own, 0.0) / max(took, 1e-3)
 
 
+def crowded(busy_cores: float, threads: int) -> str | None:
+    """What to say where others keep so many cores busy: threads of one step wait for each other on any of theirs."""
+    cores = os.cpu_count() or 1
+    if threads == 1 or busy_cores <= cores - threads + BUSY:
+        return None
+    return (
+        f"other processes keep {busy_cores:.1f} of {cores} cores busy: {threads} threads beside them can be slower "
+        "than one; try OMP_NUM_THREADS=1"
+    )
+
+
 def _worked() -> float:
     """Seconds that all cores have worked since the machine was started, as Linux tells; elsewhere 0."""
     try:

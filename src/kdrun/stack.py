@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,21 +25,22 @@ class Team:
 
     def __init__(self, members: Sequence[Student]) -> None:
         self.members = members
-        self._stack = Stack(members) if len(members) > 1 else None
+        self.stack = Stack(members) if len(members) > 1 else None
 
     def step(self, lessons: Sequence[Lesson]) -> None:
         """Learn, each member from its own lesson."""
-        if self._stack is None:
+        if self.stack is None:
             self.members[0].step(*lessons[0])
         else:
-            self._stack.step(lessons)
+            self.stack.step(lessons)
 
 
 def teams(students: Sequence[Student]) -> list[Team]:
     """Students sorted into teams: those that can be stacked with others, and each of the rest alone."""
     companies: dict[Any, list[Student]] = {}
     for student in students:
-        companies.setdefault(_likeness(student), []).append(student)
+        stacked = student.training.stack and why_not(student) is None
+        companies.setdefault(likeness(student) if stacked else student, []).append(student)
     return [Team(company) for company in companies.values()]
 
 
@@ -61,10 +62,8 @@ def why_not(student: Student) -> str | None:
     return None
 
 
-def _likeness(student: Student) -> Any:
-    """What students that are stacked have in common; nothing but itself for one that cannot be."""
-    if not student.training.stack or why_not(student) is not None:
-        return student
+def likeness(student: Student) -> Any:
+    """What students that are stacked have in common."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in student.model.state_dict().items())
     recipe = student.training.model_dump_json()
     return repr(student.model), shapes, recipe, student.bf16, student.network.view
@@ -136,37 +135,45 @@ class Stack:
         """Learn, each member from its own lesson."""
         began = time.perf_counter()
         with self._first.arithmetic():
-            said = self._look([batch for batch, _ in lessons])
+            said = self.look([batch for batch, _ in lessons])
             values = []
             for row, outputs, lesson in zip(self._rows, said, lessons, strict=True):
                 row.member.begin_step()
                 values.append(row.member.terms(outputs, lesson))
+        self.learn(values, self.gradients(values))
+        share = (time.perf_counter() - began) / len(self._rows)
+        for row in self._rows:
+            row.member.seconds += share
+
+    def gradients(self, values: Sequence[Mapping[str, Tensor]]) -> list[Gradients]:
+        """Each member's, of its own terms."""
         torch.stack([value for terms in values for value in terms.values()]).sum().backward()
-        for place, (row, terms) in enumerate(zip(self._rows, values, strict=True)):
-            gradients = [self._gradients(place, row)]
-            row.member.guard(terms, gradients)
+        return [self._of_member(place, row) for place, row in enumerate(self._rows)]
+
+    def learn(self, values: Sequence[Mapping[str, Tensor]], gradients: Sequence[Gradients]) -> None:
+        """Take the common step; a member whose terms or gradients are not finite spoils its own row alone."""
+        for row, terms, own in zip(self._rows, values, gradients, strict=True):
+            row.member.guard(terms, [own])
             if row.member.training.clip is not None:
-                clip(gradients, row.member.training.clip)
+                clip([own], row.member.training.clip)
         self._first.set_rate(self._optimizer)
-        self._optimizer.step()  # what is not finite in one row stays there
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if not self._shared:
             self._share()  # some optimizers begin to remember in their first step
             self._shared = True
-        share = (time.perf_counter() - began) / len(self._rows)
         for row in self._rows:
             row.member.end_step()
-            row.member.seconds += share
 
-    def _gradients(self, place: int, row: _Row) -> Gradients:
-        """Those of a member's own parameters: rows of the common ones, and of its losses' as they are."""
+    def _of_member(self, place: int, row: _Row) -> Gradients:
+        """The gradients of a member's own parameters: rows of the common ones, and of its losses' as they are."""
         found: Gradients = []
         for name, parameter in zip(row.names, row.member.parameters, strict=True):
             gradient = self._weights[name].grad if name else parameter.grad
             found.append(gradient[place] if name and gradient is not None else gradient)
         return found
 
-    def _look(self, batches: Sequence[Batch]) -> list[Outputs]:
+    def look(self, batches: Sequence[Batch]) -> list[Outputs]:
         """The outputs of every member for its own batch."""
         inputs = [batch.views[self._first.network.view] for batch in batches]
         shared = all(x is inputs[0] for x in inputs)

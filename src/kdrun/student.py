@@ -109,24 +109,25 @@ class Student:
         self._both = [False] * len(self.parameters)
         self._not_finite = torch.zeros((), device=self.device)
         self._one = torch.ones((), device=self.device)
-        self._run = (
-            torch.compile(MethodType(_copied(Student._terms), self)) if training.compile else self._terms
+        self.answer = (
+            torch.compile(MethodType(_copied(Student._answer), self)) if training.compile else self._answer
         )
+        """The weighted terms of a batch and of what the teachers say of it."""
 
     def step(self, batch: Batch, taught: Mapping[str, Outputs]) -> None:
         """Learn from one batch and from what the teachers say of it."""
         began = time.perf_counter()
         self.begin_step()
         with self.arithmetic():
-            terms = self._run(batch, taught)
-        self.learn(terms, self._gradients(terms))
+            terms = self.answer(batch, taught)
+        self.learn(terms, self.gradients(terms))
         self.seconds += time.perf_counter() - began
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """What its network and losses compute in."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def _terms(self, batch: Batch, taught: Mapping[str, Outputs]) -> dict[str, Tensor]:
+    def _answer(self, batch: Batch, taught: Mapping[str, Outputs]) -> dict[str, Tensor]:
         return self.terms(self.network(batch), (batch, taught))
 
     def terms(self, said: Outputs, lesson: Lesson) -> dict[str, Tensor]:
@@ -160,7 +161,7 @@ class Student:
         self.model.get_submodule(self.model.head).train("classifier" in self._stage.train)
         self.objective.train("adapters" in self._stage.train)
 
-    def _gradients(self, values: Mapping[str, Tensor]) -> list[Gradients]:
+    def gradients(self, values: Mapping[str, Tensor]) -> list[Gradients]:
         """The gradients of all terms together, or with two momenta of the others and of the teachers' terms."""
         if self.plugs.momentum_gap is None:
             sums = [list(values.values())]

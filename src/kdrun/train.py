@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Batch, Dataset, Draw, Outputs
+from kdrun.contracts import Batch, Dataset, Draw, Outputs, Teacher
 from kdrun.errors import TrainingError
 from kdrun.evaluate import score
 from kdrun.stack import teams
@@ -41,7 +41,8 @@ def fit(
             began = time.perf_counter()
             batches = {draw: next(stream) for draw, stream in streams.items()}
             before, learning = learning, [s for s in running if s.position == epoch * steps + step]
-            lessons = _lessons(learning, batches)
+            said = {(teacher, draw): teacher(batches[draw]) for teacher, draw in questions(learning)}
+            lessons = handed_out(learning, batches, said)
             share = (time.perf_counter() - began) / max(len(learning), 1)
             if learning != before:
                 formed = teams(learning)
@@ -61,10 +62,17 @@ def fit(
     pause()
 
 
-def _lessons(students: Sequence[Student], batches: Mapping[Draw, Batch]) -> dict[Student, Lesson]:
-    """Each student's batch, and what its teachers say of it; none is asked twice about a batch."""
-    asked = dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values())
-    said = {(teacher, draw): teacher(batches[draw]) for teacher, draw in asked}
+def questions(students: Sequence[Student]) -> list[tuple[Teacher, Draw]]:
+    """Whom to ask about whose batch; no teacher is asked twice about one."""
+    return list(dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values()))
+
+
+def handed_out(
+    students: Sequence[Student],
+    batches: Mapping[Draw, Batch],
+    said: Mapping[tuple[Teacher, Draw], Outputs],
+) -> dict[Student, Lesson]:
+    """Each student's batch, and what its teachers said of it."""
     return {
         s: (batches[s.draw], {name: said[teacher, s.draw] for name, teacher in s.teachers.items()})
         for s in students

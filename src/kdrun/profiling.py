@@ -1,0 +1,576 @@
+"""Where the time of a training step goes, part by part, and what would help."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice, pairwise
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdrun.assembly import finished_network, from_file, has_bf16, make_student, without_files
+from kdrun.bookkeeping import frozen, title
+from kdrun.cache import Faculty, LookedUp, Table
+from kdrun.console import Console
+from kdrun.contracts import Batch, Dataset, Draw, Outputs, Shelf, Split, Teacher
+from kdrun.data.augmentation import Copies, parts
+from kdrun.data.files import memory_limit
+from kdrun.evaluate import wait_for
+from kdrun.machine import Neighbours, crowded
+from kdrun.models import Frozen, Prepared
+from kdrun.plan import Kin, Plan, Run
+from kdrun.stack import Stack, Team, likeness, teams, why_not
+from kdrun.store import Kept, Store
+from kdrun.student import Lesson, Student
+from kdrun.train import handed_out, questions
+
+WARM_UP, LEAST, SECONDS = 3, 5, 2.0
+"""Steps before the first that counts, those that count at least, and the time that all steps of a group may take."""
+SAMPLES = 256
+"""Random samples that stand for a data set that is not at hand, at least."""
+ROWS = 1024
+"""Different rows of a made-up table."""
+
+LIVE = 0.3
+"""Share of a step from which on it is worth a word that a teacher is asked live."""
+DATA, LOSS, LEAST_LOSS = 0.2, 0.2, 0.05
+"""Shares of a step, of a student's time and beside it of a step, from which on data and a loss are worth a word."""
+NETWORKS, STACKED = 0.5, 0.3
+"""Shares of all networks' passes, and of those of students that could be stacked, to be worth a word."""
+SMALL = 5e-3
+"""Seconds up to which what a network does is as slow for its number of operations as for their sizes."""
+APART = 1.3
+"""How many times the sum of the parts may be a whole step, or the reverse, before it is told why."""
+COPIES = 4
+"""Fixed copies of each picture in the example that an advice gives."""
+
+STACK = "stacked: "
+"""How what stacked students do together is called, before their number."""
+
+Kind = Literal["data", "teacher", "forward", "loss", "backward", "optimizer"]
+
+
+class Part(NamedTuple):
+    """A part of a step: whose it is, what it does, in words, and the median of its seconds."""
+
+    of: str
+    kind: Kind
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the steps of one group showed.
+
+    ``parts`` are in the order in which they run, each waited for; ``step_seconds`` are of whole steps that were not
+    interrupted. ``lookup`` has, for each live teacher that a change of the config lets be looked up, a
+    sentence with that change.
+    """
+
+    title: str
+    steps: int
+    step_seconds: float
+    parts: list[Part]
+    notes: list[str] = field(default_factory=list)
+    lookup: Mapping[str, str] = field(default_factory=dict)
+    bf16: bool = False
+    """Whether some student computes in fp32 on pictures where the device has bf16."""
+    alike: Sequence[str] = ()
+    """The students of the largest set that could be stacked and is not."""
+    reading: float = 0.0
+    """Seconds of a step's batches without their augmentation, where it was worth measuring."""
+    augmentation: str = ""
+    """The parts of the data set's augmentation in words."""
+    crowd: str | None = None
+    """What to say of other processes."""
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the parts."""
+        return sum(part.seconds for part in self.parts)
+
+    def share(self, *kinds: Kind, of: Iterable[str] | None = None) -> float:
+        """The share of the parts of some kinds in all parts, or of those that belong to somebody."""
+        owners = None if of is None else set(of)
+        taken = [p.seconds for p in self.parts if p.kind in kinds and (owners is None or p.of in owners)]
+        return sum(taken) / self.seconds
+
+    @property
+    def heading(self) -> str:
+        """The title of its table."""
+        return f"{self.title}: {1e3 * self.step_seconds:.2f} ms a step (median of {self.steps})"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and lines."""
+        lines = [
+            [part.of, part.what, f"{1e3 * part.seconds:.3f}", f"{100 * part.seconds / self.seconds:.1f} %"]
+            for part in self.parts
+        ]
+        return ["of", "part", "ms a step", "share"], lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "group": self.title,
+            "steps": self.steps,
+            "step_seconds": self.step_seconds,
+            "parts": [part._asdict() | {"share": part.seconds / self.seconds} for part in self.parts],
+            "notes": self.notes,
+            "advice": self.advice,
+        }
+
+    # ------------------------------------------------------------------------------------------ advice
+
+    @property
+    def advice(self) -> list[str]:
+        """What would help, as far as the figures show it."""
+        return [*self._of_teachers(), *self._of_networks(), *self._of_data(), *self._of_losses()] + (
+            [self.crowd] if self.crowd else []
+        )
+
+    def _of_teachers(self) -> Iterator[str]:
+        for teacher, change in self.lookup.items():
+            if (share := self.share("teacher", of=[teacher])) > LIVE:
+                yield f"{teacher}, asked live, takes {_percent(share)} of the step: {change}"
+
+    def _of_networks(self) -> Iterator[str]:
+        networks = self.share("forward", "backward", "teacher")
+        longest = max(
+            (p.seconds for p in self.parts if p.kind in ("forward", "backward", "teacher")), default=0
+        )
+        if self.bf16 and networks > NETWORKS and longest > SMALL:
+            yield (
+                f"networks take {_percent(networks)} of the step, in fp32, and this device has bf16: "
+                "`training.precision: bf16` may take much less (results differ by its rounding)"
+            )
+        passes = self.share("forward", "backward", "optimizer", of=self.alike)
+        if len(self.alike) > 1 and passes > STACKED and passes * self.seconds < SMALL * len(self.alike):
+            yield (
+                f"{len(self.alike)} small students of one architecture take {_percent(passes)} of the step, one after "
+                "the other: `training.stack: true` runs them as one, over methods and seeds (equal up to rounding)"
+            )
+
+    def _of_data(self) -> Iterator[str]:
+        data = self.share("data")
+        if data > DATA:
+            read = min(self.reading / (data * self.seconds), 1.0)
+            which = (
+                f"the augmentation ({self.augmentation})"
+                if self.augmentation and read < 0.5
+                else "reading and normalising the samples"
+            )
+            most = max(read, 1 - read) if self.augmentation else 1.0
+            yield f"data takes {_percent(data)} of the step, {_percent(most)} of that {which}"
+
+    def _of_losses(self) -> Iterator[str]:
+        for part in self.parts:
+            if part.kind != "loss" or part.seconds <= LEAST_LOSS * self.seconds:
+                continue
+            if (share := part.seconds / self._student_seconds(part.of)) > LOSS:
+                yield f"the {part.what} takes {_percent(share)} of the time of {part.of}, its gradient not counted"
+
+    def _student_seconds(self, student: str) -> float:
+        """A student's own parts, and where it is stacked its part of what all do together."""
+        own = [p for p in self.parts if p.of == student]
+        common = [p for p in self.parts if p.of.startswith(STACK)]
+        if any(p.kind == "forward" for p in own) or not common:
+            return sum(p.seconds for p in own)
+        members = len({p.of for p in self.parts if p.kind == "optimizer"})
+        return sum(p.seconds for p in own) + sum(p.seconds for p in common) / members
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+# ------------------------------------------------------------------------------------------ measuring
+
+
+def profile(plan: Plan, dataset: Dataset, store: Store, device: torch.device) -> list[Profile]:
+    """Take some steps of every group that a config comes to, of all seeds that train alike only the first.
+
+    ``dataset`` is loaded on the device where it is at hand. Nothing is written.
+    """
+    stand = StandIn(dataset, {run.draw for run in plan.runs}, device)
+    return [Group(group, plan, stand, store, device).profile() for group in _groups(plan)]
+
+
+def _groups(plan: Plan) -> Iterator[list[Run]]:
+    shown: set[Kin] = set()
+    for group in plan.groups(plan.runs):
+        kins = {run.kin for run in group}
+        if group[0].weights is None and not kins <= shown:
+            shown |= kins
+            yield group
+
+
+class StandIn(Dataset):
+    """A data set as a profile needs it: its batches where it is at hand and else random ones in its form.
+
+    Passes over a whole split end after their first batch: what is learnt from them costs a training little and a
+    profile much.
+    """
+
+    def __init__(self, whole: Dataset, draws: Iterable[Draw], device: torch.device) -> None:
+        self.whole, self.config, self.spec = whole, whole.config, whole.spec
+        self._samples = max(whole.steps(draw) * draw.batch_size for draw in draws)
+        size = max(SAMPLES, *(draw.batch_size for draw in draws))
+        self._random = replace(whole.spec.random_batch(size).to(device), all_seen=True)
+
+    def identity(self) -> dict[str, Any]:
+        """That of the data set."""
+        return self.whole.identity()
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether its batches are real."""
+        return self.whole.at_hand
+
+    def load(
+        self, device: torch.device, shelf: Shelf | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Nothing: what is at hand is loaded."""
+
+    def steps(self, draw: Draw) -> int:
+        """Batches an epoch."""
+        return self.whole.steps(draw)
+
+    def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch, or the same random samples again and again."""
+        if self.at_hand:
+            yield from self.whole.batches(draw, epoch, first)
+        else:
+            yield from [self._rows(draw.batch_size)] * (self.steps(draw) - first)
+
+    def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
+        """The first batch."""
+        if self.at_hand:
+            return islice(self.whole.split(name, batch_size), 1)
+        return [self._rows(batch_size)]
+
+    def _rows(self, size: int) -> Batch:
+        return self._random.rows(
+            torch.arange(min(size, len(self._random)), device=self._random.labels.device)
+        )
+
+    def copies(self, draw: Draw) -> int | None:
+        """How many different passes there are."""
+        return self.whole.copies(draw)
+
+    def labels(self, name: Split, given: bool = False) -> np.ndarray:
+        """The labels, or classes in turn."""
+        if self.at_hand:
+            return self.whole.labels(name, given)
+        return np.arange(self._samples) % self.spec.classes
+
+    def test_hash(self) -> str:
+        """That of the data set."""
+        return self.whole.test_hash()
+
+
+class MadeUp(Faculty):
+    """Teachers that answer as they would in training, but from tables that nobody computed."""
+
+    def tables(self, run: Run, wanted: Sequence[Table], student: Student) -> dict[Table, Kept]:
+        """Tables of the right shapes, of random numbers."""
+        teacher, sample = self.teachers[run], next(iter(self.dataset.split("train", batch_size=SAMPLES)))
+        live = Prepared(teacher, [teacher.model.pooled], [], student.bf16, sample)
+        said = live(sample)
+        rows = (self.dataset.copies(student.draw) or 1) * len(self.dataset.labels("train"))
+        forms = {"logits": said.logits.shape[1:], "pooled": said.features[teacher.model.pooled].shape[1:]}
+        about = {"arithmetic": live.arithmetic}
+        return {table: Kept({table: _table((rows, *forms[table]), live.device)}, about) for table in wanted}
+
+
+def _table(shape: tuple[int, ...], device: torch.device) -> np.ndarray:
+    """Random rows; zeros, which take no memory, where a training would map a file into memory."""
+    if np.prod(shape, dtype=np.int64) * np.dtype(np.float32).itemsize > memory_limit(device):
+        return np.zeros(shape, np.float32)
+    return np.resize(np.random.default_rng(0).standard_normal((ROWS, *shape[1:]), np.float32), shape)
+
+
+class Clock:
+    """Seconds of the parts of steps; it waits for the device between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps: list[Counter[tuple[str, Kind, str]]] = []
+
+    def begin(self) -> None:
+        """A step begins."""
+        wait_for(self._device)
+        self._steps.append(Counter())
+        self._at = time.perf_counter()
+
+    def lap(self, of: str, kind: Kind, what: str) -> None:
+        """All since the step began, or since the last lap, was this part; parts of one name add up."""
+        wait_for(self._device)
+        now = time.perf_counter()
+        self._steps[-1][of, kind, what] += now - self._at  # type: ignore[assignment]  # a Counter of seconds
+        self._at = time.perf_counter()
+
+    def forget(self) -> None:
+        """What was measured until now was to warm up."""
+        self._steps = []
+
+    @property
+    def steps(self) -> int:
+        """How many count."""
+        return len(self._steps)
+
+    def parts(self) -> list[Part]:
+        """The medians, in the order in which the parts ran."""
+        return [Part(*name, median(step[name] for step in self._steps)) for name in self._steps[0]]
+
+
+class Group:
+    """Runs at work as they would train together, under a clock."""
+
+    def __init__(
+        self, runs: Sequence[Run], plan: Plan, dataset: StandIn, store: Store, device: torch.device
+    ) -> None:
+        self.name, self.dataset, self.device = title(runs), dataset, device
+        teachers = {t: _teacher(t, plan, store, dataset, device) for r in runs for t in r.teachers.values()}
+        self.runs: dict[Student, Run] = {}
+        for run in runs:
+            own = {name: teachers[teacher] for name, teacher in run.teachers.items()}
+            self.runs[make_student(without_files(run), own, dataset, device)] = run
+        self.faculty = MadeUp(teachers, dataset, store.shelf, Console(quiet=True))
+        self.faculty.staff(self.runs)
+        self.students = list(self.runs)
+        self.called: dict[Teacher, tuple[str, Kind, str]] = {
+            student.teachers[name]: (f"teacher {teacher.name}", "teacher", _how(student.teachers[name]))
+            for student, run in self.runs.items()
+            for name, teacher in run.teachers.items()
+        }
+        self.epochs = {student: _longest(student) for student in self.students}
+        self.teams = teams(self.students)
+        self.streams = {draw: _endless(dataset, draw) for draw in {s.draw: None for s in self.students}}
+        self.clock = Clock(device)
+
+    def profile(self) -> Profile:
+        """Steps in parts and whole ones in turn, so that a drifting machine hits both alike."""
+        self.dataset.refresh(0, self.students)
+        neighbours, whole = Neighbours(), list[float]()
+        began = time.perf_counter()
+        for number in range(WARM_UP):
+            if number and time.perf_counter() - began > SECONDS:
+                break
+            self._step_in_parts()
+            self._whole_step()
+        self.clock.forget()
+        began = time.perf_counter()
+        while self.clock.steps < LEAST or time.perf_counter() - began < SECONDS:
+            self._step_in_parts()
+            if not whole or time.perf_counter() - began < SECONDS:
+                whole.append(self._whole_step())
+        crowd = crowded(neighbours.busy_cores, torch.get_num_threads())
+        return self._told(self.clock.parts(), median(whole), crowd)
+
+    def _told(self, found: list[Part], step_seconds: float, crowd: str | None) -> Profile:
+        if not self.dataset.at_hand:
+            found = [part for part in found if part.kind != "data"]
+        profile = Profile(
+            title=self.name,
+            steps=self.clock.steps,
+            step_seconds=step_seconds,
+            parts=found,
+            notes=list(self._notes(sum(part.seconds for part in found), step_seconds)),
+            lookup=self._lookup(),
+            bf16=has_bf16(self.device) and any(not s.bf16 and self._sees_pictures(s) for s in self.students),
+            alike=self._alike(),
+            augmentation=", ".join(
+                part.kind for part in parts(getattr(self.dataset.config, "augmentation", []))
+            ),
+            crowd=crowd,
+        )
+        return replace(profile, reading=self._reading()) if profile.share("data") > DATA else profile
+
+    def _notes(self, seconds: float, step_seconds: float) -> Iterator[str]:
+        """What the figures do not say of themselves."""
+        if not self.dataset.at_hand:
+            yield "the data set is not at hand: the samples are random, and the time of the data is not known"
+        told = f"the parts add up to {1e3 * seconds:.2f} ms"
+        if step_seconds > APART * seconds:
+            yield f"{told}, less than a whole step: other processes interrupt the steps"
+        if seconds > APART * step_seconds:
+            yield f"{told}, more than a whole step, in which the device need not be waited for after each"
+        yield from dict.fromkeys(
+            f"{self._label(student)}: measured as in epoch {epoch + 1} of {student.training.epochs}; in others "
+            "other terms count, or other parts learn"
+            for student, epoch in self.epochs.items()
+            if len(student.turns()) > 1
+        )
+
+    # ------------------------------------------------------------------------------------------ steps
+
+    def _step_in_parts(self) -> None:
+        """What ``train.fit`` does in a step, with a lap after each part."""
+        self._go_back()
+        self.clock.begin()
+        batches = {draw: next(stream) for draw, stream in self.streams.items()}
+        self.clock.lap("data", "data", "batches")
+        said: dict[tuple[Teacher, Draw], Outputs] = {}
+        for teacher, draw in questions(self.students):
+            said[teacher, draw] = teacher(batches[draw])
+            self.clock.lap(*self.called[teacher])
+        lessons = handed_out(self.students, batches, said)
+        for team in self.teams:
+            if team.stack is None:
+                self._alone(team.members[0], lessons[team.members[0]])
+            else:
+                self._stacked(team, team.stack, [lessons[member] for member in team.members])
+
+    def _whole_step(self) -> float:
+        """The seconds of a step without a lap."""
+        self._go_back()
+        wait_for(self.device)
+        began = time.perf_counter()
+        batches = {draw: next(stream) for draw, stream in self.streams.items()}
+        said = {(teacher, draw): teacher(batches[draw]) for teacher, draw in questions(self.students)}
+        lessons = handed_out(self.students, batches, said)
+        for team in self.teams:
+            team.step([lessons[member] for member in team.members])
+        wait_for(self.device)
+        return time.perf_counter() - began
+
+    def _go_back(self) -> None:
+        """Put the students where the terms are those of most of their training."""
+        for student, epoch in self.epochs.items():
+            student.position = epoch * student.steps_per_epoch
+
+    def _alone(self, student: Student, lesson: Lesson) -> None:
+        label = self._label(student)
+        student.begin_step()
+        with student.arithmetic():
+            if student.training.compile:
+                terms = student.answer(*lesson)
+                self.clock.lap(label, "forward", "forward and losses, compiled")
+            else:
+                said = student.network(lesson[0])
+                self.clock.lap(label, "forward", "forward")
+                terms = self._losses(student, said, lesson)
+        gradients = student.gradients(terms)
+        self.clock.lap(label, "backward", "backward")
+        student.learn(terms, gradients)
+        self.clock.lap(label, "optimizer", "optimizer")
+
+    def _stacked(self, team: Team, stack: Stack, lessons: Sequence[Lesson]) -> None:
+        label = f"{STACK}{len(team.members)} students"
+        values = []
+        with team.members[0].arithmetic():
+            said = stack.look([batch for batch, _ in lessons])
+            self.clock.lap(label, "forward", "forward")
+            for member, outputs, lesson in zip(team.members, said, lessons, strict=True):
+                member.begin_step()
+                values.append(self._losses(member, outputs, lesson))
+        found = stack.gradients(values)
+        self.clock.lap(label, "backward", "backward")
+        stack.learn(values, found)
+        self.clock.lap(label, "optimizer", "optimizer")
+
+    def _losses(self, student: Student, said: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        batch, taught = lesson
+        terms = {}
+        for name, term in student.objective.named.items():
+            terms[name] = term(said, taught, batch).float()
+            self.clock.lap(self._label(student), "loss", f"loss {name}")
+        return terms
+
+    def _label(self, student: Student) -> str:
+        run = self.runs[student]
+        return f"{run.name} {run.method}" if run.method else run.name
+
+    # ------------------------------------------------------------------------------ what advice needs
+
+    def _lookup(self) -> dict[str, str]:
+        """Live teachers that one change lets be looked up by all that learn from them, and that change."""
+        changes: dict[str, set[str | None]] = {}
+        for student, run in self.runs.items():
+            for name, answering in student.teachers.items():
+                if not isinstance(answering, LookedUp):
+                    changes.setdefault(f"teacher {run.teachers[name].name}", set()).add(
+                        self._change(student, run)
+                    )
+        return {
+            teacher: change
+            for teacher, several in changes.items()
+            if len(several) == 1 and (change := next(iter(several))) is not None
+        }
+
+    def _change(self, student: Student, run: Run) -> str | None:
+        """What lets a student's teachers be looked up that are asked live, if one key does."""
+        if not self.faculty.tables_suffice(student, run):
+            return None
+        if self.dataset.copies(student.draw) is not None:
+            return "`training.cache: true` lets it be looked up, which saves nearly all of that"
+        augmentation = getattr(self.dataset.config, "augmentation", None)
+        mixed = student.draw.mixup or student.draw.cutmix
+        if not student.training.cache or mixed or student.draw.labels == "all" or not augmentation:
+            return None
+        assert not isinstance(augmentation, Copies), "they would be looked up"
+        written = augmentation if isinstance(augmentation, str) else "…"
+        return (
+            f"`dataset.augmentation: {{copies: {COPIES}, parts: {written}}}` lets it be looked up, which saves nearly "
+            f"all of that; the students then see {COPIES} fixed copies of each picture, another augmentation than now"
+        )
+
+    def _sees_pictures(self, student: Student) -> bool:
+        return len(self.dataset.spec.shapes[student.network.view]) == 3
+
+    def _alike(self) -> list[str]:
+        """The largest set of students that could be stacked and are not."""
+        sets: dict[str, list[str]] = {}
+        for student in self.students:
+            if not student.training.stack and why_not(student) is None:
+                sets.setdefault(repr(likeness(student)), []).append(self._label(student))
+        return max(sets.values(), key=len, default=[])
+
+    def _reading(self) -> float:
+        """Seconds of a step's batches when they are read in their order and not augmented; the first is left out."""
+        total = 0.0
+        for draw in self.streams:
+            batches = iter(self.dataset.whole.split("train", draw.batch_size))
+            taken = []
+            for _ in range(1 + LEAST):
+                wait_for(self.device)
+                began = time.perf_counter()
+                if next(batches, None) is None:
+                    break
+                wait_for(self.device)
+                taken.append(time.perf_counter() - began)
+            total += median(taken[1:] or taken)
+        return total
+
+
+def _teacher(run: Run, plan: Plan, store: Store, dataset: Dataset, device: torch.device) -> Frozen:
+    """A teacher, frozen; one that is not trained yet with the weights it starts from."""
+    if run.weights is not None:
+        return from_file(run, dataset.spec, device)
+    result = store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
+    if result is not None:
+        return frozen(run, result, dataset.spec, device)
+    network = finished_network(run, dataset.spec, device)
+    return Frozen(network.model, network.view, device)
+
+
+def _how(teacher: Teacher) -> str:
+    return "looked up" if isinstance(teacher, LookedUp) else f"live, {teacher.arithmetic}"
+
+
+def _longest(student: Student) -> int:
+    """The first of the epochs, counted from 0, in which the same terms count, of the longest stretch of them."""
+    spans = pairwise([*student.turns(), student.training.epochs])
+    return max(spans, key=lambda span: span[1] - span[0])[0]
+
+
+def _endless(dataset: Dataset, draw: Draw) -> Iterator[Batch]:
+    for epoch in count():
+        yield from dataset.batches(draw, epoch)

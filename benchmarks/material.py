@@ -33,8 +33,8 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 def prepare(work: Work, folder: Path, count: int, data: Path | None) -> str:
     """Write a work's pictures and weights into a folder; says what the pictures are."""
-    what, train, test = _read(work, count, data)
-    np.savez(folder / PICTURES, x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    what, train, test = read(work.source, work.shape, work.classes, (count, TEST), data)
+    write(folder / PICTURES, train, test)
     registry.load_plugins([PLUGIN])
     teacher, student = _fresh(work, work.teacher, 1), _fresh(work, work.student, 2)
     _settle(teacher, train[0], work.batch)
@@ -85,22 +85,33 @@ def _settle(teacher: Model, train: np.ndarray, batch: int) -> None:
 # -------------------------------------------------------------------------------------------- pictures
 
 
-def _read(work: Work, count: int, data: Path | None) -> tuple[str, Labelled, Labelled]:
+def read(
+    source: str, shape: tuple[int, ...], classes: int, counts: tuple[int, int], data: Path | None
+) -> tuple[str, Labelled, Labelled]:
+    """What the pictures are, and so many of the training and test split; made up where the files are not there."""
     files = {"cifar10": "cifar10-jpeg.zip", "mnist": "mnist/train-images-idx3-ubyte.gz"}
-    if data is None or work.source not in files or not (data / files[work.source]).is_file():
-        return f"{count} synthetic pictures", _synthetic(work, count, 0), _synthetic(work, TEST, 1)
-    if work.source == "cifar10":
+    if data is None or source not in files or not (data / files[source]).is_file():
+        train, test = (_synthetic(shape, classes, count, seed) for seed, count in enumerate(counts))
+        return f"{counts[0]} synthetic pictures", train, test
+    if source == "cifar10":
         train, test = (
-            _cifar(data / files["cifar10"], split, n) for split, n in (("train", count), ("test", TEST))
+            _cifar(data / files[source], split, n) for split, n in zip(("train", "test"), counts, strict=True)
         )
         return f"{len(train[1])} pictures of CIFAR-10 (JPEG)", train, test
-    train, test = (_mnist(data / "mnist", split, n) for split, n in (("train", count), ("t10k", TEST)))
+    train, test = (
+        _mnist(data / "mnist", split, n) for split, n in zip(("train", "t10k"), counts, strict=True)
+    )
     return f"{len(train[1])} pictures of MNIST", train, test
 
 
-def _synthetic(work: Work, count: int, seed: int) -> Labelled:
+def write(path: Path, train: Labelled, test: Labelled) -> None:
+    """Keep pictures as kdrun's data set `arrays` reads them; the same pictures give the same bytes."""
+    np.savez(path, x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+
+
+def _synthetic(shape: tuple[int, ...], classes: int, count: int, seed: int) -> Labelled:
     draw = np.random.default_rng(seed)
-    return draw.integers(256, size=(count, *work.shape), dtype=np.uint8), np.arange(count) % work.classes
+    return draw.integers(256, size=(count, *shape), dtype=np.uint8), np.arange(count) % classes
 
 
 def _cifar(path: Path, split: str, count: int) -> Labelled:

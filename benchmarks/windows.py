@@ -66,7 +66,7 @@ class Contestant:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *arguments],
             cwd=folder,
-            env={**_environment(path), **environment},
+            env={**child_environment(path), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -167,7 +167,7 @@ def prepare(work: Work, folder: Path, pictures: int, data: Path | None) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=_environment(),
+        env=child_environment(),
         input=json.dumps(wanted),
         stdout=subprocess.PIPE,
         text=True,
@@ -176,7 +176,7 @@ def prepare(work: Work, folder: Path, pictures: int, data: Path | None) -> str:
     return done.stdout.strip()
 
 
-def _environment(*paths: Path | None) -> dict[str, str]:
+def child_environment(*paths: Path | None) -> dict[str, str]:
     """This process's, in which modules are found in the checkout and then at further paths."""
     found = [
         str(CHECKOUT),

@@ -68,3 +68,105 @@ def test_a_folded_teacher_says_the_same(monkeypatch):
         fold(net)
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
         torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ accuracy
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What the comparison of MNIST's students wrote, of two seeds on made-up pictures."""
+    folder = tmp_path_factory.mktemp("accuracy")
+    words = "--works mnist --seeds 0,1 --epochs 1 --pictures 256 --test-pictures 100 --threads 1"
+    places = [
+        "--data",
+        str(folder / "nothing"),
+        "--out",
+        str(folder / "out"),
+        "--json",
+        str(folder / "a.json"),
+    ]
+    command = [sys.executable, "-m", "benchmarks.accuracy", *words.split(), *places]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = (folder / "a.json").read_text()
+    kept = (folder / "out" / "mnist.md").read_text()
+    for text in (written, kept, done.stdout):
+        assert str(ROOT) not in text and str(folder) not in text
+    found = json.loads(written)["works"]["mnist"]
+    assert found["comparison"] in kept and kept in done.stdout
+    return found
+
+
+def test_every_variant_is_compared_with_the_base_seed_by_seed(trained):
+    assert trained["data"] == "256 synthetic pictures, 100 test pictures" and trained["base"] == "live"
+    assert list(trained["variants"]) == ["live", "bf16", "cached", "bf16-cached", "stacked"]
+    base = trained["variants"]["live"]
+    assert base["against_base"] is None and trained["bound"] == 0.5
+    for name, entry in trained["variants"].items():
+        assert f"| student | {name} kd | teacher | 2 |" in trained["comparison"]
+        assert list(entry["scores"]) == ["0", "1"]
+        assert entry["mean"] == pytest.approx(sum(entry["scores"].values()) / 2)
+        if name != "live":
+            differences = {s: 100 * (entry["scores"][s] - base["scores"][s]) for s in ("0", "1")}
+            against = entry["against_base"]
+            assert against["differences"] == pytest.approx(differences)
+            low, high = against["interval"]
+            assert (low + high) / 2 == pytest.approx(against["mean"], abs=1e-9)
+            assert against["verdict"] in ("yes", "no", "not shown")
+
+
+def test_the_interval_is_that_of_a_paired_t_test(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from scipy.stats import ttest_rel
+
+    from benchmarks.accuracy import paired
+
+    base = {0: 0.912, 1: 0.907, 2: 0.915, 3: 0.909, 4: 0.911}
+    scores = {0: 0.914, 1: 0.904, 2: 0.916, 3: 0.912, 4: 0.909}
+    found = paired(scores, base)
+    test = ttest_rel([100 * s for s in scores.values()], [100 * s for s in base.values()])
+    theirs = test.confidence_interval(0.90)
+    assert found.interval == pytest.approx((theirs.low, theirs.high)) and found.mean == pytest.approx(0.02)
+    assert found.differences == pytest.approx({"0": 0.2, "1": -0.3, "2": 0.1, "3": 0.3, "4": -0.2})
+    assert paired(base, base).interval == (0, 0)
+    assert paired({0: 0.5}, {0: 0.4, 1: 0.4}).interval is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((-0.4, 0.3), "yes"),
+        ((-0.4, 0.6), "not shown"),
+        ((0.1, 0.5), "not shown"),
+        ((-0.9, -0.6), "no"),
+        ((0.6, 0.7), "no"),
+        (None, "not shown"),
+    ],
+)
+def test_equal_within_bounds_is_said_only_where_it_is_shown(monkeypatch, interval, said):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.accuracy import Paired, verdict
+
+    assert verdict(Paired({}, 0.0, interval), 0.5) == said
+    assert verdict(Paired({}, 0.0, interval), None) is None
+
+
+def test_experiments_differ_in_what_they_compare_alone(monkeypatch):
+    """One teacher serves all numbers of copies, and the data, seeds and recipe are the same."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.studies import STUDIES
+
+    copies = STUDIES["copies"].experiments([0, 1])
+    assert list(copies) == ["copies-fresh", "copies-K16", "copies-K4", "copies-K1"]
+    bare = []
+    for experiment in copies.values():
+        augmentation = experiment["dataset"]["augmentation"]
+        assert augmentation == "standard" or augmentation["parts"] == "standard"
+        students = list(experiment["students"].values())
+        dataset = {k: v for k, v in experiment["dataset"].items() if k != "augmentation"}
+        bare.append(experiment | {"name": "", "dataset": dataset, "students": students})
+    assert all(one == bare[0] for one in bare)
+    (together,) = STUDIES["mnist"].experiments([0, 1]).values()
+    models = [student["model"] for student in together["students"].values()]
+    assert models == [models[0]] * 5

@@ -13,7 +13,17 @@ PACKAGE = Path(kdrun.__file__).parent
 
 FLOORS = [
     {"errors", "schema"},
-    {"machine", "yamlsource", "registry", "taps", "randomness", "interrupts", "console", "schedules"},
+    {
+        "machine",
+        "eager",
+        "yamlsource",
+        "registry",
+        "taps",
+        "randomness",
+        "interrupts",
+        "console",
+        "schedules",
+    },
     {"contracts"},
     {"losses", "data", "models", "optimization", "statistics", "store"},
     {"config", "objective", "evaluate"},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from kdrun.contracts import Batch, Outputs
+from kdrun.eager import take_step
 from kdrun.models import Network
 from kdrun.student import Gradients, Lesson, Student, clip
 
@@ -157,8 +158,7 @@ class Stack:
             if row.member.training.clip is not None:
                 clip([own], row.member.training.clip)
         self._first.set_rate(self._optimizer)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        take_step(self._optimizer)
         if not self._shared:
             self._share()  # some optimizers begin to remember in their first step
             self._shared = True

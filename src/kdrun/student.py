@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdrun.contracts import Batch, Draw, Model, Outputs, Teacher
+from kdrun.eager import take_step
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
 from kdrun.optimization import (
@@ -201,9 +202,7 @@ class Student:
             optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]
             for parameter, gradient in zip(self.parameters, part, strict=True):
                 parameter.grad = gradient
-            optimizer.step()
-            for parameter in self.parameters:
-                parameter.grad = None
+            take_step(optimizer)
 
     def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Give an optimizer the learning rate of this step."""

@@ -102,10 +102,13 @@ def _distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 between the cosines at every sample of two sets of vectors (B, ·), mean over B³.
 
-    Memory stays within some ``CHUNK``s: the anchors are taken in slices, recomputed in the backward pass.
+    Memory stays within some ``CHUNK``s: the anchors are taken in slices, if there are several recomputed in the
+    backward pass.
     """
     size, teacher = len(student), _coordinates(teacher)
     step = max(1, CHUNK // (size * max(size, student.shape[1], teacher.shape[1])))
+    if step >= size:
+        return _angle_sum(student, teacher, slice(size)) / size**3
     sums = [
         checkpoint(
             _angle_sum, student, teacher, slice(i, i + step), use_reentrant=False, preserve_rng_state=False

@@ -9,11 +9,14 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 
 from kdrun import registry, taps
 from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs
+from kdrun.eager import seen_to
 from kdrun.models.weights import read_state, start_from
+
+seen_to(getattr(flop_counter, "_FlopCounterMode", None), "__torch_dispatch__")
 
 
 def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) -> Model:
@@ -182,9 +185,10 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one sample of a ``shape`` without the batch, in eval mode.
 
     Those of matrix products, convolutions and attention, as they are published; normalisations and activations
-    are not counted. Nothing is computed: the pass runs on tensors without storage.
+    are not counted.
     """
-    shadow = copy.deepcopy(model).to("meta").requires_grad_(False).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, *shape, device="meta"))
+    shadow = copy.deepcopy(model).requires_grad_(False).eval()
+    device = next(shadow.parameters()).device
+    with torch.no_grad(), flop_counter.FlopCounterMode(display=False) as counter:
+        shadow(torch.zeros(1, *shape, device=device))
     return int(counter.get_total_flops()) // 2

@@ -122,6 +122,10 @@ class _Reads(TorchDispatchMode):
         self._made: dict[int, tuple[Tensor, str]] = {}  # with the tensor, or another could get its id
         self._count: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch loads its compiler to skip it
+
     def watch(self, output: Tensor, layer: str) -> None:
         """Count what reads a layer's output from now on."""
         self._made[id(output)] = output, layer

@@ -14,13 +14,24 @@ import torch
 from kdrun import models, registry
 from kdrun.config import Config
 from kdrun.contracts import Batch, Dataset, Outputs, Spec
-from kdrun.errors import DataError, DeviceError, Mismatch, Path, Problem, WeightsError, did_you_mean
+from kdrun.errors import (
+    DataError,
+    DeviceError,
+    Mismatch,
+    OutOfMemory,
+    Path,
+    Problem,
+    WeightsError,
+    did_you_mean,
+)
 from kdrun.evaluate import wait_for
+from kdrun.memory import watched
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective, Surroundings, build_term
 from kdrun.optimization import Training
 from kdrun.plan import Kin, Plan, Run
 from kdrun.randomness import derive
+from kdrun.stack import why_not
 from kdrun.student import Plugs, Student
 from kdrun.taps import LayerTable
 
@@ -188,16 +199,20 @@ def _student(run: Run, around: Surroundings, steps: int) -> Student:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What dry steps of a run showed.
+    """What dry steps of a run, of so many ``samples``, showed.
 
-    Sizes, seconds of its step and its teachers' passes, weighted terms, and which layers are compared with which.
+    Sizes, seconds of its step and its teachers' passes, weighted terms, and which layers are compared with which;
+    and whether it takes its steps together with others that are ``stackable``.
     """
 
     run: Run
     parameters: int
     macs: int
     adapter_parameters: int
+    teacher_parameters: dict[str, int]
+    samples: int
     activation_bytes: int
+    stackable: bool
     step_seconds: float
     teacher_seconds: float
     terms: dict[str, float]
@@ -245,7 +260,12 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
         if found or run.weights is not None:
             continue
         try:
-            shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
+            with watched():
+                shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
+        except OutOfMemory as error:
+            raise OutOfMemory(
+                f"{run.title}: {error} in a step of {size} samples; write a smaller `training.batch_size`"
+            ) from error.__cause__
         except ValueError as error:  # BatchNorm refuses a batch of one
             problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
     if problems:
@@ -311,7 +331,10 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
         parameters=models.parameters(student.exportable),
         macs=models.macs(student.exported().model, spec.shapes[network.view]),
         adapter_parameters=sum(p.numel() for p in student.objective.parameters()),
+        teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
+        samples=size,
         activation_bytes=activation_bytes,
+        stackable=run.training.stack and why_not(student) is None,
         step_seconds=seconds,
         teacher_seconds=teacher_seconds,
         terms=dict.fromkeys(student.objective.weights, 0.0) | terms,

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from kdrun import memory, split
 from kdrun.assembly import Rehearsed, keys_pointed_at, open_dataset, rehearse, resolve_device
 from kdrun.config import Config
 from kdrun.contracts import Dataset
-from kdrun.plan import Kin, Plan, plan
+from kdrun.machine import told_size
+from kdrun.plan import Kin, Plan, Run, plan
 from kdrun.store import Store
-
-FLOAT_BYTES = 4
-COPIES = 4
-"""Of each weight while it trains: itself, its gradient and up to two of the optimizer's."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What ``kdrun check`` found; times in seconds on this machine, memory in bytes."""
+    """What ``kdrun check`` found; times in seconds on this machine, memory in bytes, ``free`` of the device."""
 
     plan: Plan
     rehearsed: list[Rehearsed]
     steps: dict[Kin, int]
-    todo: dict[Kin, int]
+    unfinished: list[Run]
     device: torch.device
     dataset: Dataset
+    free: int
+
+    @cached_property
+    def todo(self) -> Counter[Kin]:
+        """How many runs of each model and method are not finished."""
+        return Counter(run.kin for run in self.unfinished)
 
     def seconds(self, one: Rehearsed) -> float:
         """Estimated time of what is not finished of one model and method, its share of the teachers included."""
@@ -73,26 +79,37 @@ class Checked:
 
     @property
     def memory_bytes(self) -> int:
-        """All models of the largest group with gradients and optimizers, and what one step keeps; data left out."""
-        sizes: dict[Any, int] = {}
-        for one in self.rehearsed:
-            weights = COPIES * FLOAT_BYTES * (one.parameters + one.adapter_parameters)
-            sizes[one.run.group] = sizes.get(one.run.group, 0) + weights
-        return max(sizes.values(), default=0) + max((o.activation_bytes for o in self.rehearsed), default=0)
+        """What the largest group takes in one piece, whatever of it is finished; data left out."""
+        known = split.figures(self.rehearsed)
+        trained = [run for run in self.plan.runs if run.kin in known]
+        return max((split.needed(group, known) for group in self.plan.groups(trained)), default=0)
+
+    def groups(self) -> tuple[int, int, list[str]]:
+        """The groups to train as they are planned, and as they would be split here; what is said of that."""
+        told: list[str] = []
+        planned = list(self.plan.groups(self.unfinished))
+        parts = [list(split.fitting(g, self.rehearsed, self.device, told.append)) for g in planned]
+        return len(planned), sum(map(len, parts)), told
 
     def remarks(self) -> list[str]:
         """What a table cannot say."""
         total = sum(self.seconds(one) for one in self.rehearsed)
         compared = [sentence for one in self.rehearsed for sentence in one.compared]
+        planned, here, told = self.groups()
         return [
             *compared,
             f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
             "runs there (from one step of each)",
-            f"about {self.memory_bytes / 1e6:,.0f} MB of memory at once, the data and torch itself not counted",
+            f"about {told_size(self.memory_bytes)} of memory for the largest group, the data and torch itself not "
+            f"counted; {told_size(self.free)} are free",
+            *told,
+            f"groups to train one after the other: {planned}"
+            + f", split into {here} here" * (here > planned),
         ]
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""
+        planned, here, _ = self.groups()
         rows = [
             {
                 "model": one.run.name,
@@ -113,6 +130,8 @@ class Checked:
             "device": str(self.device),
             "seconds": sum(self.seconds(one) for one in self.rehearsed),
             "memory_bytes": self.memory_bytes,
+            "free_bytes": self.free,
+            "groups": {"planned": planned, "here": here},
             "rows": rows,
         }
 
@@ -129,11 +148,13 @@ def check(config: Config, store: Store, say: Callable[[str], None], on_device: b
     if dataset.at_hand:
         with keys_pointed_at(config):
             dataset.load(device if on_device else torch.device("cpu"), store.shelf, say)
-    todo = dict.fromkeys((run.kin for run in planned.runs), 0)
-    for run in planned.runs:
-        todo[run.kin] += store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
+    unfinished = [
+        run
+        for run in planned.runs
+        if store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
+    ]
     steps = {one.run.kin: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
-    return Checked(planned, rehearsed, steps, todo, device, dataset)
+    return Checked(planned, rehearsed, steps, unfinished, device, dataset, memory.free_memory(device))
 
 
 def clock(seconds: float) -> str:

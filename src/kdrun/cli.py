@@ -16,7 +16,7 @@ import typer
 import kdrun
 from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError
 from kdrun.interrupts import leave_on_interrupt
-from kdrun.machine import Neighbours, crowded, keep_freed_memory
+from kdrun.machine import Neighbours, crowded, keep_freed_memory, told_size
 
 if TYPE_CHECKING:
     from kdrun.config import Config
@@ -559,7 +559,7 @@ def status(out: Out = Path("runs"), json_: Json = False) -> None:
         print(json.dumps([vars(e) | {"folder": str(e.folder)} for e in found], indent=1))
         return
     lines = [
-        [str(e.folder.relative_to(out)), e.state, f"{100 * e.progress:.0f}", _size(e.bytes), e.detail]
+        [str(e.folder.relative_to(out)), e.state, f"{100 * e.progress:.0f}", told_size(e.bytes), e.detail]
         for e in found
     ]
     head = ["run", "state", "%", "size", "note"]
@@ -581,8 +581,8 @@ def clean(
         _note(f"nothing to delete under {out}", quiet=False)
         return
     for entry in useless:
-        print(f"{entry.folder} ({entry.state}, {_size(entry.bytes)})")
-    total = _size(sum(entry.bytes for entry in useless))
+        print(f"{entry.folder} ({entry.state}, {told_size(entry.bytes)})")
+    total = told_size(sum(entry.bytes for entry in useless))
     if not yes and not (
         sys.stdin.isatty() and typer.confirm(f"delete these {len(useless)} runs ({total})?", err=True)
     ):
@@ -590,13 +590,6 @@ def clean(
     for entry in useless:
         remove(store, entry)
     _note(f"deleted {len(useless)} runs ({total})", quiet=False)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
 
 
 def _version(wanted: bool) -> None:

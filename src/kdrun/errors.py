@@ -11,6 +11,7 @@ instead::
     ├── DeviceError                 1   the device is not there
     ├── StoreError                  1   the folder of runs: locked, missing, damaged
     ├── TrainingError               1   a student or a whole group stopped
+    │   └── OutOfMemory             1   there was no memory left for it
     └── Interrupted           130/143   SIGINT or SIGTERM, after the state was saved
 
 ``Mismatch`` is not an error of the user by itself: components raise it where two parts do not fit, and
@@ -82,6 +83,10 @@ class StoreError(KdrunError):
 
 class TrainingError(KdrunError):
     """A student or a group of students could not be trained to the end."""
+
+
+class OutOfMemory(TrainingError):
+    """The memory of the device, or of the machine, ran out."""
 
 
 class Interrupted(KdrunError):

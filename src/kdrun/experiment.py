@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping
+from kdrun import assembly, bookkeeping, memory, split
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
@@ -28,7 +28,7 @@ class Experiment:
     console: Console
     stop: Stop
     command: Sequence[str] = ()
-    failures: list[str] = field(default_factory=list)
+    failures: list[TrainingError] = field(default_factory=list)
 
     def run(
         self, roles: Iterable[str] = ("teacher", "student"), methods: Iterable[str] | None = None
@@ -39,20 +39,21 @@ class Experiment:
         everything = plan(self.config, dataset.identity())
         wanted = everything.select(roles, methods)
         todo = [run for run in wanted.runs if self.finished(run) is None]
+        rehearsed = assembly.rehearse(wanted, dataset.spec, device) if todo else []
+        for sentence in [sentence for one in rehearsed for sentence in one.compared]:
+            self.console.say(sentence)
         if todo:
-            for one in assembly.rehearse(wanted, dataset.spec, device):
-                for sentence in one.compared:
-                    self.console.say(sentence)
             with assembly.keys_pointed_at(self.config):
                 dataset.load(device, self.store.shelf, self.console.say)
         bookkeeping.open_folder(self.store, everything, dataset.spec, device, self.command)
         self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):
-            self.train(group, dataset, device)
+            for part in split.fitting(group, rehearsed, device, self.console.say):
+                self.train(part, dataset, device)
             self.check_teachers(wanted.runs)
         bookkeeping.measure(self.store, everything, dataset.spec, device)
         if self.failures:
-            raise TrainingError("\n".join(self.failures))
+            raise split.together(self.failures)
         return everything
 
     def finished(self, run: Run) -> Result | None:
@@ -60,8 +61,15 @@ class Experiment:
         return self.store.find(run.fingerprint, f"{self.config.experiment.name}/{run.folder}")
 
     def train(self, group: list[Run], dataset: Dataset, device: torch.device) -> None:
-        """Train a group in lock step, from its checkpoints if there are any, and store its results."""
-        with bookkeeping.locked_group(self.store, group):
+        """Train a group, in halves where the memory runs out; a teacher's failure ends all."""
+        failures = split.in_halves(group, lambda g: self.lock_step(g, dataset, device), self.console.warn)
+        self.failures += failures
+        if failures and group[0].role == "teacher":
+            raise split.together(failures)
+
+    def lock_step(self, group: list[Run], dataset: Dataset, device: torch.device) -> list[TrainingError]:
+        """Train a group in lock step, from its checkpoints if there are any, and store its results; what failed."""
+        with bookkeeping.locked_group(self.store, group), self.stop.until_done(), memory.watched():
             unfinished = [run for run in group if self.finished(run) is None]
             seats = bookkeeping.take_seats(self.store, self.config, unfinished, dataset, device, self.console)
             teachers = {
@@ -74,11 +82,7 @@ class Experiment:
                 keeper = bookkeeping.Keeper(pupils, self.stop)
                 with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
                     fit(students, dataset, group[0].training.epochs, self.console, keeper.pause)
-            failures = [failure for seat in seats if (failure := seat.finish())]
-            self.stop.waits = False
-        self.failures += failures
-        if failures and group[0].role == "teacher":
-            raise TrainingError("\n".join(failures))
+            return [TrainingError(failure) for seat in seats if (failure := seat.finish())]
 
     def teacher(self, run: Run, dataset: Dataset, device: torch.device) -> Frozen:
         """A finished teacher, frozen."""

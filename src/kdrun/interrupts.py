@@ -26,6 +26,14 @@ class Stop:
         assert self.signal is not None
         return 128 + self.signal
 
+    @contextmanager
+    def until_done(self) -> Iterator[None]:
+        """Wait no longer than the block, however it ends."""
+        try:
+            yield
+        finally:
+            self.waits = False
+
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if not self.waits or (self.signal is not None and number == signal.SIGINT):
             os._exit(128 + number)

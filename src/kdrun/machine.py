@@ -1,4 +1,4 @@
-"""The machine under the process: memory that is freed is kept, and other work on it is seen."""
+"""The machine under the process: its memory, how what is freed is kept, and other work that is seen on it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,30 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, GROWTH)):
             mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the allocator keeps, so that it counts as available; nothing without glibc."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+def available_memory() -> int:
+    """Bytes that the machine can still give out, as Linux estimates them; all that it has where nobody says."""
+    try:
+        with open("/proc/meminfo") as file:
+            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+        return kilobytes << 10
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def told_size(count: float) -> str:
+    """Bytes in words: ``31 GB``, ``1.5 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.{int(count < 10 * size)}f} {unit}"
+    return f"{count:.0f} B"
 
 
 class Neighbours:

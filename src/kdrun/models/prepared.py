@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdrun.contracts import Arithmetic, Batch, Model, Outputs
+from kdrun.memory import ran_out
 from kdrun.models.network import Frozen, Network
 from kdrun.taps import CLASS_MAPS, Recorder
 
@@ -63,7 +64,9 @@ class Prepared(Network):
         self.arithmetic = "bf16"
         try:
             agreed = bool((self(sample).logits.argmax(dim=1) == exact).float().mean() >= AGREEMENT)
-        except RuntimeError:  # some operation that does not know bf16
+        except RuntimeError as error:  # some operation that does not know bf16
+            if ran_out(error):
+                raise
             agreed = False
         if not agreed:
             self.model.float().load_state_dict(whole)

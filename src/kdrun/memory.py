@@ -1,0 +1,76 @@
+"""The memory of a device: how much of it is free, what it means when it runs out, and letting go of it."""
+
+from __future__ import annotations
+
+import gc
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kdrun.errors import OutOfMemory
+from kdrun.machine import available_memory, return_freed_memory, told_size
+
+RESERVE = 0.1
+"""The share of the free memory that nobody plans with: buffers of single operations, and gaps between tensors."""
+
+RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""What torch's errors say, which only for some devices have a class of their own."""
+OF_MACHINE = ("not enough memory", "can't allocate memory")
+"""What those of its allocator for CPUs say."""
+UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that can be planned with: what torch keeps in store is free, too."""
+    if device.type == "cuda":
+        in_store = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + in_store
+    else:
+        free = available_memory()
+    return int((1 - RESERVE) * free)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Raises ``OutOfMemory``, with torch's error as its cause, where the memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(_told(error)) from error
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT))
+
+
+def _told(error: BaseException) -> str:
+    """What ran out, and how much was asked for where torch says it."""
+    of_machine = isinstance(error, MemoryError) or any(words in str(error) for words in OF_MACHINE)
+    what = f"the memory of the {'machine' if of_machine else 'GPU'} ran out"
+    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
+    if asked is None or asked[2] not in UNITS:
+        return what
+    return f"{what} where {told_size(float(asked[1]) * UNITS[asked[2]])} more were asked for"
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the frames of a failed attempt still hold."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
+
+
+def release() -> None:
+    """Give the memory of all that is used no more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return_freed_memory()

@@ -62,8 +62,12 @@ def done_again(done, tmp_path):
 
 def runs(folder):
     """The runs that ``status`` tells of, by their folder."""
+    return told_of("run", folder)
+
+
+def told_of(kind, folder):
     told = json.loads(command("status", "--json", folder=folder).out)
-    return {entry["folder"]: entry for entry in told}
+    return {entry["folder"]: entry for entry in told if entry["kind"] == kind}
 
 
 # ------------------------------------------------------------------------------------ help and options
@@ -594,6 +598,28 @@ def test_clean_deletes_what_nobody_needs_and_nothing_else(littered):
     assert not (littered / "runs/tiny/students/student/slow").exists()
     assert command("compare", "tiny.yaml", "--no-train", folder=littered).code == 0
     assert command("clean", "--yes", folder=littered).err == "nothing to delete under runs\n"
+
+
+def test_the_cache_is_listed_and_cleaned_only_when_asked_for(tiny):
+    assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
+    ((folder, entry),) = told_of("cache", tiny).items()
+    assert entry["state"] == "kept" and entry["detail"] == "logits of the teacher 'teacher'"
+    (tiny / "runs/cache/.left.999999999").mkdir()
+    (tiny / "runs/cache/notes.txt").write_text("mine")
+    lines = command("status", folder=tiny).out.splitlines()
+    assert any(line.startswith("3 in runs/cache, to be read again") for line in lines)
+    assert [line.split()[:2] for line in lines[-3:]] == [
+        [".left.999999999", "unfinished"],
+        [folder.rpartition("/")[2], "kept"],
+        ["notes.txt", "foreign"],
+    ]
+    assert command("clean", "--yes", folder=tiny).out == "runs/cache/.left.999999999 (unfinished, 0 B)\n"
+    before = runs(tiny)
+    told = command("clean", "--cache", folder=tiny)
+    assert told.code == 2 and "add --yes" in told.err and told.out.startswith(f"{folder} (kept, ")
+    assert command("clean", "--cache", "--yes", folder=tiny).err.startswith("deleted 1 of the cache (")
+    assert [path.name for path in (tiny / "runs/cache").iterdir()] == ["notes.txt"]
+    assert runs(tiny) == before
 
 
 def test_clean_leaves_the_way_to_a_run_that_is_finished_elsewhere(tiny):

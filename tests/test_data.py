@@ -27,7 +27,8 @@ from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, Picture
 from kdrun.errors import DataError
 from kdrun.plan import plan
 from kdrun.randomness import generator
-from kdrun.store import Shelf, shelf
+from kdrun.store import Shelf, Store, shelf
+from kdrun.store.housekeeping import shelved
 from support import checked
 
 CPU = torch.device("cpu")
@@ -740,6 +741,12 @@ def by_way(way, monkeypatch, tmp_path, **options):
     dataset, said = make("image-folder", **options), []
     dataset.load(CPU, None if way in ("memory", "stream") else Shelf(tmp_path / "cache"), said.append)
     return dataset, said
+
+
+def test_pictures_on_the_shelf_say_what_they_are(folder, monkeypatch, tmp_path):
+    by_way("shelf", monkeypatch, tmp_path, root=str(folder), size=[6, 5])
+    (entry,) = shelved(Store(tmp_path))
+    assert (entry.state, entry.detail) == ("kept", "14 pictures of 6×5")
 
 
 @pytest.mark.parametrize("own_test", [True, False])

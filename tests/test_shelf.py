@@ -1,5 +1,6 @@
 """The shelf: arrays that could be computed anew, whole or absent."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from kdrun.errors import StoreError
-from kdrun.store import Shelf, shelf
+from kdrun.store import Shelf, Store, shelf
+from kdrun.store.housekeeping import disposable_of_shelf, remove_shelved, shelved
 
 FORMS = {"logits": ((3, 2), "float32"), "index": ((3,), "int64")}
 
@@ -69,6 +71,66 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="needs 48 bytes, and 40 are free"):
         filled(Shelf(tmp_path))
     assert names(Shelf(tmp_path)) == []
+
+
+def states(root):
+    return {entry.folder.name: entry.state for entry in shelved(Store(root))}
+
+
+def test_what_lies_on_the_shelf(tmp_path):
+    store = Store(tmp_path)
+    assert shelved(store) == []
+    filled(store.shelf)
+    (kept,) = shelved(store)
+    assert (kept.state, kept.detail) == ("kept", "logits of a teacher")
+    assert kept.bytes == sum(file.stat().st_size for file in kept.folder.iterdir())
+    for name, manifest in (("list", "[]"), ("text", "{"), ("empty", "{}"), ("lacks", '{"files": {"x": 1}}')):
+        (store.shelf.folder / name).mkdir()
+        (store.shelf.folder / name / "manifest.json").write_text(manifest)
+    for name in (".gone.999999999", f".mine.{os.getpid()}", "somebody's", ".git"):
+        (store.shelf.folder / name).mkdir()
+    (store.shelf.folder / ".DS_Store").write_text("")
+    assert states(tmp_path) == {
+        "key": "kept",
+        **dict.fromkeys(["list", "text", "empty", "lacks"], "damaged"),
+        ".gone.999999999": "unfinished",
+        f".mine.{os.getpid()}": "at work",
+        **dict.fromkeys(["somebody's", ".git", ".DS_Store"], "foreign"),
+    }
+
+
+def test_an_entry_that_lost_bytes_is_damaged(tmp_path):
+    filled(Store(tmp_path).shelf)
+    os.truncate(tmp_path / "cache/key/logits.npy", 20)
+    assert states(tmp_path) == {"key": "damaged"}
+
+
+def test_what_of_the_shelf_is_deleted(tmp_path):
+    store = Store(tmp_path)
+    filled(store.shelf)
+    (store.shelf.folder / ".gone.999999999").mkdir()
+    (store.shelf.folder / "somebody's").mkdir()
+    with store.shelf.make("other", FORMS, {}) as arrays:
+        found = shelved(store)
+        assert [e.folder.name for e in disposable_of_shelf(found, all_=False)] == []
+        (store.shelf.folder / ".gone.999999999").mkdir()
+        found = shelved(store)
+        (left,) = disposable_of_shelf(found, all_=False)
+        assert left.state == "unfinished"
+        for entry in disposable_of_shelf(found, all_=True):
+            remove_shelved(entry)
+            remove_shelved(entry)
+        assert states(tmp_path) == {f".other.{os.getpid()}": "at work", "somebody's": "foreign"}
+        for array in arrays.values():
+            array[:] = 1
+    assert states(tmp_path) == {"other": "kept", "somebody's": "foreign"}
+
+
+def test_a_foreign_name_does_not_keep_anything_from_being_made(tmp_path):
+    for name in (".DS_Store", ".git", ".a.b"):
+        (tmp_path / name).mkdir()
+    filled(Shelf(tmp_path))
+    assert names(Shelf(tmp_path)) == [".DS_Store", ".a.b", ".git", "key"]
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path):

@@ -550,46 +550,69 @@ def _layer_lines(table: Any) -> list[str]:
 
 @app.command(epilog="Example: kdrun status")
 def status(out: Out = Path("runs"), json_: Json = False) -> None:
-    """The runs under --out, with progress, failures and sizes."""
+    """The runs under --out, with progress, failures and sizes, and what is kept there to be read again."""
     from kdrun.store import Store
-    from kdrun.store.housekeeping import entries
+    from kdrun.store.housekeeping import entries, shelved
 
-    found = entries(Store(out))
+    store = Store(out)
+    runs, kept = entries(store), shelved(store)
     if json_:
-        print(json.dumps([vars(e) | {"folder": str(e.folder)} for e in found], indent=1))
+        found = [{"kind": "run", **vars(e)} for e in runs] + [{"kind": "cache", **vars(e)} for e in kept]
+        print(json.dumps([e | {"folder": str(e["folder"])} for e in found], indent=1))
         return
     lines = [
         [str(e.folder.relative_to(out)), e.state, f"{100 * e.progress:.0f}", told_size(e.bytes), e.detail]
-        for e in found
+        for e in runs
     ]
     head = ["run", "state", "%", "size", "note"]
-    _print_table(f"{len(found)} runs under {out}", head, lines, keys=1)
+    _print_table(f"{len(runs)} runs under {out}", head, lines, keys=1)
+    if kept:
+        total = told_size(sum(e.bytes for e in kept))
+        lines = [[e.folder.name, e.state, told_size(e.bytes), e.detail] for e in kept]
+        title = f"\n{len(kept)} in {store.shelf.folder}, to be read again ({total})"
+        _print_table(title, ["key", "state", "size", "what"], lines, keys=1)
 
 
 @app.command(epilog="Example: kdrun clean --yes")
 def clean(
     out: Out = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="Instead, all that is kept to be read again and can be computed anew."),
+    ] = False,
 ) -> None:
     """Delete runs that are unfinished, or that no config asks for any more, after a preview."""
     from kdrun.store import Store
-    from kdrun.store.housekeeping import disposable, entries, remove
+    from kdrun.store.housekeeping import (
+        Entry,
+        Shelved,
+        disposable,
+        disposable_of_shelf,
+        entries,
+        remove,
+        remove_shelved,
+        shelved,
+    )
 
     store = Store(out)
-    useless = disposable(entries(store))
+    runs = [] if cache else disposable(entries(store))
+    kept = disposable_of_shelf(shelved(store), all_=cache)
+    useless: list[Entry | Shelved] = [*runs, *kept]
     if not useless:
         _note(f"nothing to delete under {out}", quiet=False)
         return
     for entry in useless:
         print(f"{entry.folder} ({entry.state}, {told_size(entry.bytes)})")
-    total = told_size(sum(entry.bytes for entry in useless))
-    if not yes and not (
-        sys.stdin.isatty() and typer.confirm(f"delete these {len(useless)} runs ({total})?", err=True)
-    ):
+    numbers = [f"{len(runs)} runs"] * bool(runs) + [f"{len(kept)} of the cache"] * bool(kept)
+    told = f"{' and '.join(numbers)} ({told_size(sum(entry.bytes for entry in useless))})"
+    if not yes and not (sys.stdin.isatty() and typer.confirm(f"delete these {told}?", err=True)):
         raise UsageError("nothing was deleted; add --yes to delete them")
-    for entry in useless:
-        remove(store, entry)
-    _note(f"deleted {len(useless)} runs ({total})", quiet=False)
+    for run in runs:
+        remove(store, run)
+    for entry in kept:
+        remove_shelved(entry)
+    _note(f"deleted {told}", quiet=False)
 
 
 def _version(wanted: bool) -> None:

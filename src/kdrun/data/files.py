@@ -246,7 +246,13 @@ class ImageFolder(SampleSet):
         key, shelf = self._key(everything), self._shelf
         found = shelf.find(key)
         if found is None:
-            about = {"kind": "pictures", "root": str(self.root.absolute()), "size": list(self._size)}
+            height, width = self._size
+            about = {
+                "what": f"{len(everything):,} pictures of {height}×{width}",
+                "kind": "pictures",
+                "root": str(self.root.absolute()),
+                "size": [height, width],
+            }
             try:
                 with shelf.make(key, {"pictures": (everything.shape, "uint8")}, about) as arrays:
                     self._say(f"decoding {told} in {shelf.folder}, once")

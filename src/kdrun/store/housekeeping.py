@@ -1,16 +1,19 @@
-"""What lies in the folder of runs, and what of it nobody needs."""
+"""What lies in the folder of runs and on its shelf, and what of it nobody needs."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun.errors import StoreError
 from kdrun.store.files import read_json
 from kdrun.store.runs import Store
+from kdrun.store.shelf import lives, maker
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,39 @@ class Entry:
     fingerprint: str | None
     referenced: bool
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """What lies at one place of the shelf, what it is, and its size.
+
+    ``state`` is kept, damaged, unfinished (its process is gone), at work, or foreign: not from kdrun.
+    """
+
+    folder: Path
+    state: str
+    bytes: int
+    detail: str = ""
+
+
+def shelved(store: Store) -> list[Shelved]:
+    """Everything on the store's shelf."""
+    folder = store.shelf.folder
+    return [_shelved(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def _shelved(path: Path) -> Shelved:
+    size = _size(path)
+    if (process := maker(path)) is not None:
+        return Shelved(path, "at work" if lives(process) else "unfinished", size, f"of process {process}")
+    if not (path / "manifest.json").is_file():
+        return Shelved(path, "foreign", size, "not from kdrun, which leaves it alone")
+    try:
+        about = read_json(path / "manifest.json")
+        whole = all((path / n).stat().st_size == known["bytes"] for n, known in about["files"].items())
+        return Shelved(path, "kept" if whole else "damaged", size, str(about.get("what", "")))
+    except (OSError, StoreError, LookupError, TypeError, AttributeError):
+        return Shelved(path, "damaged", size, "its manifest or a file cannot be read")
 
 
 def entries(store: Store) -> list[Entry]:
@@ -79,6 +115,32 @@ def disposable(found: Iterable[Entry]) -> list[Entry]:
         for entry in found
         if entry.state != "at work" and (entry.state != "finished" or not entry.referenced)
     ]
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, or of all in a folder; what a process takes away meanwhile counts nothing."""
+    files = [Path(place, name) for place, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in files if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += file.lstat().st_size
+    return total
+
+
+def disposable_of_shelf(found: Iterable[Shelved], all_: bool) -> list[Shelved]:
+    """What processes that are gone left unfinished, or all that no living process makes; never what is foreign."""
+    states = {"unfinished", "kept", "damaged"} if all_ else {"unfinished"}
+    return [entry for entry in found if entry.state in states]
+
+
+def remove_shelved(entry: Shelved) -> None:
+    """Delete an entry of the shelf; raises ``StoreError`` where that is not allowed."""
+    try:
+        shutil.rmtree(entry.folder)
+    except FileNotFoundError:  # another process swept it away meanwhile
+        return
+    except OSError as error:
+        raise StoreError(f"{entry.folder}: cannot be deleted: {error.strerror}") from error
 
 
 def remove(store: Store, entry: Entry) -> None:

@@ -101,7 +101,7 @@ class Shelf:
     def _sweep(self) -> None:
         """Take away what processes that were killed left behind."""
         for path in self.folder.glob(".*"):
-            if not _lives(int(path.suffix[1:])):
+            if (process := maker(path)) is not None and not lives(process):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _place(self, begun: Path, place: Path) -> None:
@@ -113,7 +113,14 @@ class Shelf:
             sync_folder(self.folder)
 
 
-def _lives(process: int) -> bool:
+def maker(path: Path) -> int | None:
+    """The process that makes what will be an entry, by the name of its hidden folder; None for anything else."""
+    hidden, _, process = path.name.rpartition(".")
+    return int(process) if len(hidden) > 1 and hidden[0] == "." and process.isdecimal() else None
+
+
+def lives(process: int) -> bool:
+    """Whether there is such a process, anybody's."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

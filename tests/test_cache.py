@@ -203,7 +203,9 @@ def test_auto_is_bf16_for_pictures_where_the_machine_has_it(tmp_path, monkeypatc
     changes = ["training.precision=auto", f"dataset.shape={shape}"]
     if shape == "[6]":
         changes += ["teacher.model={kind: mlp, hidden: [8]}", "student.model={kind: mlp, hidden: [4]}"]
-    run(text(), tmp_path, *changes)
+    ears = Ears()
+    experiment(text(), tmp_path, *changes, console=ears).run()
+    assert f"`precision: auto` is {expected} here, on cpu" in ears.heard
     found = results(tmp_path)["students/student/kd/seed-0"].manifest
     assert found["resolved"]["precision"] == found["protocol"]["precision"] == expected
 

@@ -186,6 +186,8 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
         seat.enrol(teachers)
     faculty = Faculty(teachers, first.dataset, store.shelf, first.console)
     faculty.staff({seat.student: seat.run for seat in seats})
+    if first.run.training.precision == "auto":
+        first.console.say_once(f"`precision: auto` is {first.resolved['precision']} here, on {first.device}")
     for seat in seats:
         seat.go_on()
 

@@ -193,19 +193,15 @@ class Faculty:
 
         shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(self._sample).items()}
         forms: dict[str, Form] = {table: (shapes[table], "float32") for table in missing}
-        about = {
-            "what": f"{' and '.join(missing)} of the teacher '{run.name}'",
-            "arithmetic": live.arithmetic,
-        }
         title = (
             f"asking the teacher '{run.name}' once about {copies * samples:,} samples, "
             f"{shelf.size(forms) / 1e6:,.1f} MB to keep"
         )
         with ExitStack() as made, self.console.training(title, copies * -(-samples // CHUNK), 0, copies):
-            arrays = {
-                table: made.enter_context(self.shelf.make(key, {table: forms[table]}, about))[table]
-                for table, key in missing.items()
-            }
+            arrays = {}
+            for table, key in missing.items():
+                about = {"what": f"{table} of the teacher '{run.name}'", "arithmetic": live.arithmetic}
+                arrays[table] = made.enter_context(self.shelf.make(key, {table: forms[table]}, about))[table]
             for number in range(copies):
                 for batch in self.dataset.copy(number, CHUNK):
                     said = parts(batch)

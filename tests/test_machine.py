@@ -21,8 +21,8 @@ if sys.argv[1] == "kept":
 import numpy as np
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        np.ones(4_000_000)
+    for _ in range(10):
+        np.ones(8_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())

@@ -63,7 +63,7 @@ def pictures() -> tuple[Tensor, Tensor]:
 def colours(pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1], (C, 1, 1)."""
     values = pictures.float().div(255)
-    return (figure.view(-1, 1, 1) for figure in (values.mean((0, 2, 3)), values.std((0, 2, 3))))  # type: ignore[return-value]
+    return values.mean((0, 2, 3)).view(-1, 1, 1), values.std((0, 2, 3)).view(-1, 1, 1)
 
 
 def _fresh(work: Work, config: dict[str, object], seed: int) -> Model:

@@ -1,5 +1,6 @@
 """What several test files share: configs from text, experiments in this process, and what a run left behind."""
 
+import math
 import os
 import subprocess
 import sys
@@ -103,6 +104,29 @@ def students(text, *overrides, teachers=None):
     for student in made.values():
         student.teachers = {name: teachers[name] for name in student.objective.taught_by}
     return made, teachers, dataset, planned
+
+
+class Ears(Console):
+    """A console that keeps what it is told to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def say(self, text, style=""):
+        self.heard.append(text)
+
+
+def break_teachers(monkeypatch):
+    """Give every finished teacher one weight that is no number."""
+
+    def broken(*arguments):
+        teacher = original(*arguments)
+        teacher.model.classifier.bias.data[0] = math.nan
+        return teacher
+
+    original = bookkeeping.frozen
+    monkeypatch.setattr(bookkeeping, "frozen", broken)
 
 
 def count_training(monkeypatch):

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun import assembly, bookkeeping, cache, models
+from kdrun import assembly, cache, models
 from kdrun.cache import LookedUp
-from kdrun.console import Console
 from kdrun.errors import StoreError, TrainingError
 from kdrun.store import Shelf
-from support import experiment, outcome, results, run
+from support import Ears, break_teachers, experiment, outcome, results, run
 
 TEXT = """
 name: cached
@@ -149,27 +148,12 @@ def test_no_room_is_one_message(tmp_path, monkeypatch):
 
 
 def test_a_sick_teacher_leaves_no_table(tmp_path, monkeypatch):
-    def broken(*arguments):
-        teacher = original(*arguments)
-        teacher.model.classifier.bias.data[0] = torch.nan
-        return teacher
-
-    original = bookkeeping.frozen
-    monkeypatch.setattr(bookkeeping, "frozen", broken)
+    break_teachers(monkeypatch)
     with pytest.raises(
         TrainingError, match="the teacher 'teacher' is not finite for the training samples 0, 1"
     ):
         run(text("[kd]"), tmp_path)
     assert not list(tmp_path.glob("cache/*"))
-
-
-class Ears(Console):
-    def __init__(self):
-        super().__init__()
-        self.heard = []
-
-    def say(self, text, style=""):
-        self.heard.append(text)
 
 
 def test_what_answers_is_said_once(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from kdrun.console import Console
 from kdrun.stack import Team, teams, why_not
 from kdrun.train import fit
-from support import checked, outcome, results, run, students
+from support import Ears, checked, experiment, outcome, results, run, students
 from test_training import poison  # noqa: F401  # a fixture
 
 LOGIT_METHODS = "[kd, dkd, nkd, dist, ttm, rld, wsld, logit-mse]"
@@ -94,9 +94,13 @@ def test_one_pass_for_methods_and_seeds(tmp_path, monkeypatch):
         ("compiled", ["training.compile=true"]),
     ],
 )
-def test_what_cannot_be_stacked_goes_alone_and_says_why(reason, overrides):
+def test_what_cannot_be_stacked_goes_alone_and_says_why(tmp_path, reason, overrides):
     made, *_ = students(text("[kd]"), *overrides)
     assert all(reason in why_not(student) for student in made.values())
+    if reason != "compiled":
+        ears = Ears()
+        experiment(text("[kd]"), tmp_path, *overrides, console=ears).run()
+        assert any("student/kd is not stacked: " in line and reason in line for line in ears.heard)
     assert [len(team.members) for team in teams(list(made.values()))] == [1, 1]
 
 
@@ -136,3 +140,32 @@ def test_stacking_is_part_of_the_fingerprint():
         _, _, _, planned = students(text("[kd]"), f"training.stack={value}")
         prints.add(next(r for r in planned.runs if r.method == "kd").fingerprint)
     assert len(prints) == 2 and checked(text("[kd]")).experiment.training.stack
+
+
+@pytest.mark.parametrize("optimizer", ["{kind: sgd, lr: 0.05, weight_decay: 0.1}", "{kind: adamw, lr: 0.01}"])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        "{name: feature, losses: [{kind: hint, weight: 0.1}]}",
+        "{name: late, losses: [{kind: hint, weight: 0.1}, {kind: ce, first_epoch: 2}]}",
+    ],
+    ids=["feature", "late"],
+)
+def test_a_weight_that_no_term_reaches_stays_as_it_is(tmp_path, mix, optimizer):
+    """Beside others it would get a gradient of 0, and with it decay and momentum."""
+    key = f"training.optimizer={optimizer}"
+    name = mix.split(",")[0].partition(": ")[2]
+    run(text(f"[kd, {mix}]"), tmp_path / "stacked", key)
+    run(text(f"[kd, {mix}]"), tmp_path / "alone", key, "training.stack=false")
+    place = f"students/student/{name}/seed-0"
+    stacked, alone = learnt(tmp_path / "stacked")[place], learnt(tmp_path / "alone")[place]
+    for weight in ("classifier.weight", "body.0.0.weight"):
+        torch.testing.assert_close(
+            torch.from_numpy(stacked[weight]), torch.from_numpy(alone[weight]), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_weight_that_does_not_learn_keeps_its_student_alone():
+    made, *_ = students(text("[kd]"))
+    made["kd"].model.classifier.bias.requires_grad_(False)
+    assert "do not learn" in why_not(made["kd"])

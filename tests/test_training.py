@@ -27,6 +27,7 @@ from kdrun.store import read_json
 from kdrun.student import REPORT_EVERY, Student
 from kdrun.train import fit
 from support import (
+    break_teachers,
     checked,
     command,
     comparison,
@@ -391,13 +392,7 @@ class Sick(Frozen):
 
 
 def test_a_teacher_with_broken_weights_stops_the_group(tmp_path, monkeypatch):
-    def broken(*arguments):
-        teacher = original(*arguments)
-        teacher.model.classifier.bias.data[0] = math.nan
-        return teacher
-
-    original = bookkeeping.frozen
-    monkeypatch.setattr(bookkeeping, "frozen", broken)
+    break_teachers(monkeypatch)
     with pytest.raises(
         TrainingError, match=r"the teacher 'big' is not finite in epoch 1, step 1 of it, for the training"
     ):

@@ -27,6 +27,7 @@ from kdrun.evaluate import latencies, predict
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
+from kdrun.stack import why_not
 from kdrun.statistics.scores import all_scores
 from kdrun.store import Result, Store, Workplace, fingerprint, read_json, write_json
 from kdrun.store.files import write_text
@@ -189,6 +190,9 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
     if first.run.training.precision == "auto":
         first.console.say_once(f"`precision: auto` is {first.resolved['precision']} here, on {first.device}")
     for seat in seats:
+        if seat.run.training.stack and (reason := why_not(seat.student)):
+            kind = "/".join(filter(None, (seat.run.name, seat.run.method)))
+            first.console.say_once(f"{kind} is not stacked: {reason}")
         seat.go_on()
 
 

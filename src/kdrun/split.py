@@ -59,10 +59,8 @@ def fitting(
     needs more even alone is a part by itself, after the others.
     """
     known = figures(rehearsed)
-    untrained = any(
-        run.kin not in known for run in group
-    )  # what has its weights from a file was not rehearsed
-    if untrained or needed(group, known) <= memory.free_memory(device):
+    unknown = any(run.kin not in known for run in group)  # weights from a file are not rehearsed
+    if unknown or needed(group, known) <= memory.free_memory(device):
         yield group
         return
     memory.release()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from kdrun import registry
 from kdrun.contracts import Batch, Outputs
 from kdrun.eager import take_step
 from kdrun.models import Network
@@ -58,9 +59,27 @@ def why_not(student: Student) -> str | None:
         return "recurrent networks cannot be batched"
     if student.network.further_views:
         return "it looks at a second view"
+    if not all(parameter.requires_grad for parameter in student.model.parameters()):
+        return "some of its weights do not learn"
+    if not _always_on_logits(student):
+        return "in some step no term looks at its logits, so that not all of its weights learn"
     if student.device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in modules):
         return "a CPU is slower at convolutions of several networks at once"
     return None
+
+
+def _always_on_logits(student: Student) -> bool:
+    """Whether every step reaches all weights.
+
+    One that is not reached gets no gradient; in a stack it would get one of 0, and with it decay and momentum.
+    """
+    epochs = student.training.epochs
+    terms = [
+        term.config
+        for term in student.objective.named.values()
+        if registry.LOSSES[term.config.kind].on_logits and term.config.mask is None
+    ]
+    return any(all(term.weight_in(epoch, epochs) for epoch in range(epochs)) for term in terms)
 
 
 def likeness(student: Student) -> Any:
@@ -116,7 +135,7 @@ class Stack:
         for name, weight in self._weights.items():
             own = [row.memory[row.weights[name]] for row in self._rows]
             self._optimizer.state[weight] = {
-                key: torch.stack([one[key] for one in own]) if value.shape == weight.shape[1:] else value
+                key: value if key == "step" else torch.stack([one[key] for one in own])
                 for key, value in own[0].items()
             }
         for row in self._rows:
@@ -127,7 +146,7 @@ class Stack:
         for place, row in enumerate(self._rows):
             for name, weight in self._weights.items():
                 row.memory[row.weights[name]] = {
-                    key: value[place] if value.shape == weight.shape else value
+                    key: value if key == "step" else value[place]
                     for key, value in self._optimizer.state[weight].items()
                 }
             row.memory.update({p: self._optimizer.state[p] for p in row.adapters})

@@ -23,9 +23,10 @@ from typing import Any
 import yaml
 from scipy.stats import t as student_t
 
-from benchmarks import material, report
+from benchmarks import material
+from benchmarks.command_line import add_data, environment, names, parser_of, tell, threads, write
 from benchmarks.studies import METHOD, STUDIES, Study
-from benchmarks.windows import CHECKOUT, child_environment
+from benchmarks.windows import child_environment
 
 CLASSES = 10
 LEVEL = 0.05
@@ -38,7 +39,7 @@ def main() -> None:
     """Train what the command line asks for, print the tables, and write the JSON file."""
     options = _options()
     measured: dict[str, Any] = {
-        "environment": report.environment() | {"device": "cpu", "OMP_NUM_THREADS": options.threads},
+        "environment": environment(options),
         "settings": {"seeds": options.seeds, "method": METHOD, "level": LEVEL},
         "works": {},
     }
@@ -51,47 +52,33 @@ def main() -> None:
             text = _shown(study, found)
             (folder / f"{name}.md").write_text(text)
             print(text, flush=True)
-            if options.json:  # after each work: a later one may fail
-                options.json.write_text(json.dumps(measured, indent=1) + "\n")
+            write(options, measured)  # after each work: a later one may fail
     print("; ".join(f"{k} {v}" for k, v in measured["environment"].items() if v is not None))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("accuracy", __doc__)
     add = parser.add_argument
-    add("--works", type=_names, default=list(STUDIES), metavar=",".join(STUDIES), help="only some (all)")
+    add("--works", type=names, default=list(STUDIES), metavar=",".join(STUDIES), help="only some (all)")
     add("--seeds", type=_numbers, default=list(range(5)), metavar="N,…", help="the students' (0,1,2,3,4)")
     add("--epochs", type=int, help="of teachers and students (by work)")
     add("--pictures", type=int, help="training pictures (by work: 60000, 5000, 5000)")
     add("--test-pictures", type=int, help="test pictures (10000)")
-    add(
-        "--data",
-        type=Path,
-        default=CHECKOUT.parent / "shared" / "data",
-        help="the folder of the real pictures",
-    )
     add(
         "--out",
         type=Path,
         metavar="DIR",
         help="keep pictures, runs and tables; what is finished is not run again",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything that was found")
-    add("--threads", type=int, help="OMP_NUM_THREADS of kdrun (torch's default)")
+    add_data(parser)
     options = parser.parse_args()
     if unknown := set(options.works) - set(STUDIES):
         parser.error(f"--works: there is no {', '.join(sorted(unknown))}; write some of {','.join(STUDIES)}")
     return options
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in _names(text)]
+    return [int(number) for number in names(text)]
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -102,10 +89,10 @@ def _measured(study: Study, folder: Path, options: argparse.Namespace) -> dict[s
     counts = (study.pictures, study.test_pictures)
     data, train, test = material.read(study.source, study.shape, CLASSES, counts, options.data)
     material.write(folder / study.file, train, test)
-    _tell(f"{study.title}; {data}")
+    tell(f"{study.title}; {data}")
     began = time.monotonic()
     experiments = study.experiments(options.seeds)
-    rows, table = _compared(experiments, folder, options.threads)
+    rows, table = _compared(experiments, folder, threads(options))
     taught = {row["model"]: row for row in rows if row["role"] == "student"}
     scores = {name: dict(zip(row["seeds"], row["values"], strict=True)) for name, row in taught.items()}
     base = study.variants[0].name
@@ -134,16 +121,15 @@ def _measured(study: Study, folder: Path, options: argparse.Namespace) -> dict[s
 
 
 def _compared(
-    experiments: dict[str, dict[str, Any]], folder: Path, threads: int | None
+    experiments: dict[str, dict[str, Any]], folder: Path, added: dict[str, str]
 ) -> tuple[list[dict[str, Any]], str]:
     """The rows of one comparison of all experiments, and its table in Markdown; kdrun's words go to stderr."""
     for name, experiment in experiments.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     files = [f"{name}.yaml" for name in experiments]
     command = [sys.executable, "-m", "kdrun", "compare", *files, "--out", RUNS, "--json"]
-    environment = child_environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        command, cwd=folder, env=child_environment() | added, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"kdrun compare ended with {done.returncode}")
@@ -234,10 +220,6 @@ def _line(name: str, entry: dict[str, Any], bounded: bool) -> list[str]:
 
 def _interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ import numpy as np
 import yaml
 
 from benchmarks import configs, report
-from benchmarks.windows import Contestant, Protocol, prepare
+from benchmarks.command_line import add_windows, environment, parser_of, protocol, tell, threads, write
+from benchmarks.windows import Contestant, prepare
 from benchmarks.works import STUDENT, TEACHER, Work
 
 LINEAR = 1.05
@@ -106,7 +105,7 @@ def main() -> None:
     """Measure every point, print the tables and what follows from them, and write the JSON file."""
     options = _options()
     measured: dict[str, Any] = {
-        "environment": report.environment() | {"device": options.device, "OMP_NUM_THREADS": options.threads},
+        "environment": environment(options),
         "dimensions": {},
     }
     base = _imported_torch(options)
@@ -118,31 +117,21 @@ def main() -> None:
         print(_shown(dimension, found), flush=True)
     where = [f"{key} {value}" for key, value in measured["environment"].items() if value is not None]
     print("\n" + "; ".join(where))
-    if options.json:
-        options.json.write_text(json.dumps(measured, indent=1) + "\n")
+    write(options, measured)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser = parser_of("scaling", __doc__)
     add = parser.add_argument
     add("--dimension", action="append", choices=list(DIMENSIONS), help="only this one; repeatable (all)")
     add("--most", type=int, default=5, metavar="N", help="only the first sizes of each dimension (all)")
-    add("--rounds", type=int, default=3, help="windows of each size (3)")
-    add("--steps", type=int, help="least steps of a window (50; for data an epoch)")
-    add("--seconds", type=float, default=1.0, help="least length of a window (1)")
-    add(
-        "--others", type=float, default=0.10, help="the most of a core that others may use in a window (0.10)"
-    )
-    add("--retries", type=int, default=4, help="how often a disturbed window is taken again (4)")
+    add_windows(parser, rounds=3, seconds=1, steps="50; for data an epoch")
     add(
         "--memory",
         type=float,
         metavar="GIB",
         help="the limit for the crossing of the data (this machine's memory)",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    add("--threads", type=int, help="OMP_NUM_THREADS of every process (torch's default)")
-    add("--device", default="cpu", help="cpu or cuda (cpu)")
     options = parser.parse_args()
     options.dimension = options.dimension or list(DIMENSIONS)
     return options
@@ -153,14 +142,10 @@ def _options() -> argparse.Namespace:
 
 def _imported_torch(options: argparse.Namespace) -> int:
     """The peak memory of a process that imported torch and did nothing else."""
-    one = Contestant("torch", Path(), ["torch", "--device", options.device], _threads(options))
+    one = Contestant("torch", Path(), ["torch", "--device", options.device], threads(options))
     peak = one.peak_memory() or 0
     one.end()
     return peak
-
-
-def _threads(options: argparse.Namespace) -> dict[str, str]:
-    return {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
 
 
 def _measured(point: Point, base: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -173,10 +158,9 @@ def _measured(point: Point, base: int, options: argparse.Namespace) -> dict[str,
         prepare(point.work, folder, 2 * point.work.batch, None)
         (folder / "point.yaml").write_text(point.config())
         arguments = ["kdrun", "--config", "point.yaml", "--device", options.device, "--warm-up", str(warm_up)]
-        one = Contestant(f"{point.dimension} {point.size}", folder, arguments, _threads(options))
-        protocol = Protocol(options.rounds, options.seconds, options.others, options.retries, _tell)
+        one = Contestant(f"{point.dimension} {point.size}", folder, arguments, threads(options))
         if one.trouble is None:
-            protocol.run([one], steps)
+            protocol(options).run([one], steps)
         peak = one.peak_memory()
         one.end()
     entry: dict[str, Any] = {"size": point.size, **report.figures(one, point.work.batch)}
@@ -185,7 +169,7 @@ def _measured(point: Point, base: int, options: argparse.Namespace) -> dict[str,
         entry["bytes"] = None if peak is None else peak - base
         entry["start_seconds"] = one.start_seconds
     else:
-        _tell(f"{one.name}: {one.trouble}")
+        tell(f"{one.name}: {one.trouble}")
     return entry
 
 
@@ -284,10 +268,6 @@ def _crossing_in_words(dimension: str, found: dict[str, Any]) -> str:
         f"{each}: by this line {found['limit'] / 1024 / MIB:.1f} GiB hold {found['pictures']:,.0f} pictures "
         "(reckoned, not run)"
     )
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

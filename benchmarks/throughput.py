@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import configs, report
-from benchmarks.windows import CHECKOUT, Contestant, Protocol, prepare
+from benchmarks.command_line import (
+    add_data,
+    add_windows,
+    environment,
+    names,
+    parser_of,
+    protocol,
+    tell,
+    threads,
+    write,
+)
+from benchmarks.windows import Contestant, prepare
 from benchmarks.works import WORKS, Work
 
 LOOPS = {
@@ -31,7 +40,7 @@ def main() -> None:
     """Measure what the command line asks for, print the tables, and write the JSON file."""
     options = _options()
     measured = {
-        "environment": report.environment() | {"device": options.device, "OMP_NUM_THREADS": options.threads},
+        "environment": environment(options),
         "settings": {
             key: getattr(options, key) for key in ("rounds", "steps", "seconds", "others", "retries")
         },
@@ -43,33 +52,18 @@ def main() -> None:
         measured["works"][name] = found
         print(_shown(work, found), flush=True)
     print(_conditions(measured))
-    if options.json:
-        options.json.write_text(json.dumps(measured, indent=1) + "\n")
+    write(options, measured)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser = parser_of("throughput", __doc__)
     add = parser.add_argument
-    add("--work", type=_names, default=list(WORKS), metavar="A,B,C", help="the works (all)")
-    add("--variants", type=_names, metavar="NAME,…", help="only these loops and variants of kdrun (all)")
-    add("--rounds", type=int, default=5, help="windows of each contestant (5)")
-    add("--steps", type=int, help="least steps of a window (by work: 15, 40, 300)")
+    add("--work", type=names, default=list(WORKS), metavar="A,B,C", help="the works (all)")
+    add("--variants", type=names, metavar="NAME,…", help="only these loops and variants of kdrun (all)")
     add("--warm-up", type=int, help="steps before the first window (by work: 3, 10, 50)")
-    add("--seconds", type=float, default=2.0, help="least length of a window (2)")
-    add(
-        "--others", type=float, default=0.10, help="the most of a core that others may use in a window (0.10)"
-    )
-    add("--retries", type=int, default=4, help="how often a disturbed window is taken again (4)")
+    add_windows(parser, rounds=5, seconds=2, steps="by work: 15, 40, 300")
     add("--pictures", type=int, help="training pictures (by work: 3840, 3840, 60000)")
-    add(
-        "--data",
-        type=Path,
-        default=CHECKOUT.parent / "shared" / "data",
-        help="the folder of the real pictures",
-    )
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    add("--threads", type=int, help="OMP_NUM_THREADS of every contestant (torch's default)")
-    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add_data(parser)
     add("--torchdistill", type=Path, metavar="DIR", help="where torchdistill is, if it is not installed")
     options = parser.parse_args()
     unknown = set(options.work) - set(WORKS)
@@ -85,10 +79,6 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def _contestants(work: Work) -> dict[str, str]:
     """What each contestant of a work is."""
     own = {name: what for name, what in OWN_TRICKS.items() if name == "tricks" or not work.augmented}
@@ -102,10 +92,11 @@ def _measured(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of a work."""
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(work, Path(folder), options.pictures or work.pictures, options.data)
-        _tell(f"{work.title}; {data}")
+        tell(f"{work.title}; {data}")
         with _started(work, Path(folder), options) as contestants:
-            protocol = Protocol(options.rounds, options.seconds, options.others, options.retries, _tell)
-            protocol.run([one for one in contestants if one.trouble is None], options.steps or work.steps)
+            protocol(options).run(
+                [one for one in contestants if one.trouble is None], options.steps or work.steps
+            )
     loop = report.fastest(contestants, list(LOOPS))
     by_name = {one.name: one for one in contestants}
     what = _contestants(work)
@@ -131,7 +122,7 @@ def _started(work: Work, folder: Path, options: argparse.Namespace) -> Iterator[
         for name in _contestants(work):
             if options.variants is None or name in options.variants:
                 contestants.append(_start(name, work, folder, options))
-                _tell(f"{name}: {contestants[-1].trouble or 'ready'}")
+                tell(f"{name}: {contestants[-1].trouble or 'ready'}")
         yield contestants
     finally:
         for one in contestants:
@@ -144,12 +135,11 @@ def _start(name: str, work: Work, folder: Path, options: argparse.Namespace) -> 
     if variant is not None:
         warm_up = variant.warm_up(warm_up, (options.pictures or work.pictures) // work.batch)
     arguments = ["--work", work.name, "--device", options.device, "--warm-up", str(warm_up)]
-    environment = {} if options.threads is None else {"OMP_NUM_THREADS": str(options.threads)}
     if variant is None:
         path = options.torchdistill if name == "torchdistill" else None
-        return Contestant(name, folder, [name, *arguments], environment, path)
+        return Contestant(name, folder, [name, *arguments], threads(options), path)
     arguments += ["--config", configs.write(folder, work.name, variant)]
-    return Contestant(name, folder, ["kdrun", *arguments], environment)
+    return Contestant(name, folder, ["kdrun", *arguments], threads(options))
 
 
 def _note(one: Contestant) -> str:
@@ -181,10 +171,6 @@ def _conditions(measured: dict[str, Any]) -> str:
     where = "; ".join(f"{key} {value}" for key, value in measured["environment"].items() if value is not None)
     how = "; ".join(f"{key} {value}" for key, value in measured["settings"].items() if value is not None)
     return f"\n{where}\n{how}"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from kdrun import assembly, cache, models
+from kdrun import assembly, bookkeeping, cache, models
 from kdrun.cache import LookedUp
 from kdrun.errors import StoreError, TrainingError
-from kdrun.store import Shelf
+from kdrun.store import Kept, Shelf
 from support import Ears, break_teachers, experiment, outcome, results, run
 
 TEXT = """
@@ -123,7 +124,7 @@ def test_a_student_that_looks_at_a_convolution_unfolds_nothing_for_others(tmp_pa
 
 def test_tables_that_do_not_fit_are_read_from_their_file(tmp_path, monkeypatch):
     run(text("[rkd]"), tmp_path / "memory", AUGMENTED)
-    monkeypatch.setattr(cache, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(cache, "room_for_data", lambda device: 0)
     run(text("[rkd]"), tmp_path / "file", AUGMENTED)
     assert outcome(tmp_path / "memory") == outcome(tmp_path / "file")
 
@@ -136,6 +137,44 @@ def test_a_damaged_table_is_made_anew(tmp_path, asked):
     asked.clear()
     run(text("[kd, dkd]"), tmp_path)
     assert asked and table.read_bytes() == whole
+
+
+def test_other_weights_of_a_teacher_have_other_tables(tmp_path, monkeypatch):
+    """One that is trained again by other threads, or on a GPU, has the same inputs and not the same weights."""
+    run(text("[kd]"), tmp_path)
+    original = bookkeeping.frozen
+
+    def trained_again(*arguments):
+        teacher = original(*arguments)
+        teacher.model.classifier.bias.data[0] += 1e-3
+        return teacher
+
+    monkeypatch.setattr(bookkeeping, "frozen", trained_again)
+    run(text("[kd]"), tmp_path, "seeds=[1]")
+    tables = [np.load(file) for file in tmp_path.glob("cache/*/logits.npy")]
+    assert len(tables) == 2 and 9e-4 < np.abs(tables[0] - tables[1])[:, 0].min() < 1.1e-3
+
+
+def test_other_pictures_of_the_same_names_and_sizes_have_other_tables(tmp_path):
+    config = text("[kd]").replace(
+        "{kind: synthetic, shape: [3, 8, 8], samples: 70, test_samples: 32, classes: 4}",
+        f"{{kind: image-folder, root: {tmp_path / 'pictures'}, size: 8, augmentation: none}}",
+    )
+    draw = np.random.default_rng(0)
+    for number in range(2):
+        for name in ("a", "b"):
+            (tmp_path / "pictures" / name).mkdir(exist_ok=True, parents=True)
+            for place in range(20):
+                pixels = draw.integers(256, size=(8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{place}.bmp")
+        run(config, tmp_path / "runs", f"seeds=[{number}]")
+    assert len(list(tmp_path.glob("runs/cache/*/logits.npy"))) == 2
+
+
+def test_a_table_that_somebody_deletes_at_once_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(Shelf, "find", lambda self, key: None)
+    with pytest.raises(StoreError, match=r"somebody deletes there what was just made.*cache: false"):
+        run(text("[kd]"), tmp_path)
 
 
 def test_no_room_is_one_message(tmp_path, monkeypatch):
@@ -160,8 +199,10 @@ def test_what_answers_is_said_once(tmp_path):
     ears = Ears()
     experiment(text("[kd, dkd, hint]"), tmp_path, "seeds=[0, 1]", console=ears).run()
     told = [line for line in ears.heard if "the teacher 'teacher'" in line]
-    assert told[0].startswith("asking the teacher 'teacher' once about 70 samples, 0.0 MB to keep")
-    assert "the teacher 'teacher' was asked once, in fp32, and is looked up: logits, 0.0 MB" in told
+    assert told[0] == (
+        f"the teacher 'teacher' is asked once about 70 samples: 1.1 kB to keep in {tmp_path / 'cache'}"
+    )
+    assert "the teacher 'teacher' was asked once, in fp32, and is looked up: logits, 1.1 kB" in told
     assert "the teacher 'teacher' is asked about every batch, in fp32" in told
     assert len(told) == len(set(told))
 
@@ -174,7 +215,7 @@ def test_bf16_teaches_in_bf16(tmp_path, monkeypatch, method):
     monkeypatch.setattr(models.prepared, "AGREEMENT", 0.0)
     run(text(f"[{method}]"), tmp_path, "training.precision=bf16")
     told = resolved(tmp_path, method)
-    assert (told["precision"], told["teachers"]) == ("bf16", {"teacher": "bf16"})
+    assert (told["precision"], list(told["teachers"].values())) == ("bf16", ["bf16"])
     assert results(tmp_path)["students/student/alone/seed-0"].manifest["resolved"]["teachers"] == {}
 
 
@@ -195,17 +236,7 @@ def test_auto_is_bf16_for_pictures_where_the_machine_has_it(tmp_path, monkeypatc
 
 
 def test_looked_up_rows():
-    tables = {
-        "logits": type(
-            "Kept",
-            (),
-            {
-                "bytes": 0,
-                "about": {"arithmetic": "fp32"},
-                "arrays": {"logits": np.arange(12.0).reshape(6, 2)},
-            },
-        )
-    }
+    tables = {"logits": Kept({"logits": np.arange(12.0).reshape(6, 2)}, {"arithmetic": "fp32"})}
     look = LookedUp(tables, "pooled", 3, torch.device("cpu"))
     batch = type("Batch", (), {"index": torch.tensor([2, 0]), "copy": 1})
     assert look(batch).logits.tolist() == [[10, 11], [6, 7]]

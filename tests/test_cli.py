@@ -604,16 +604,17 @@ def test_the_cache_is_listed_and_cleaned_only_when_asked_for(tiny):
     assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
     ((folder, entry),) = told_of("cache", tiny).items()
     assert entry["state"] == "kept" and entry["detail"] == "logits of the teacher 'teacher'"
-    (tiny / "runs/cache/.left.999999999").mkdir()
+    (tiny / "runs/cache/.left.x.making").mkdir()
+    (tiny / "runs/cache/.left.x.making/lock").touch()
     (tiny / "runs/cache/notes.txt").write_text("mine")
     lines = command("status", folder=tiny).out.splitlines()
     assert any(line.startswith("3 in runs/cache, to be read again") for line in lines)
     assert [line.split()[:2] for line in lines[-3:]] == [
-        [".left.999999999", "unfinished"],
+        [".left.x.making", "unfinished"],
         [folder.rpartition("/")[2], "kept"],
         ["notes.txt", "foreign"],
     ]
-    assert command("clean", "--yes", folder=tiny).out == "runs/cache/.left.999999999 (unfinished, 0 B)\n"
+    assert command("clean", "--yes", folder=tiny).out == "runs/cache/.left.x.making (unfinished, 0 B)\n"
     before = runs(tiny)
     told = command("clean", "--cache", folder=tiny)
     assert told.code == 2 and "add --yes" in told.err and told.out.startswith(f"{folder} (kept, ")

@@ -735,7 +735,7 @@ WAYS = ["memory", "shelf", "map", "stream"]
 
 def by_way(way, monkeypatch, tmp_path, **options):
     """A folder of pictures, loaded in one of the ways that sets of different sizes are, and what it said."""
-    monkeypatch.setattr(files, "memory_limit", lambda device: 0 if way in ("map", "stream") else 1 << 40)
+    monkeypatch.setattr(files, "room_for_data", lambda device: 0 if way in ("map", "stream") else 1 << 40)
     monkeypatch.setattr(files, "WORTH_KEEPING", 0 if way == "shelf" else 1 << 40)
     monkeypatch.setattr(sources, "WORKERS", 2)
     dataset, said = make("image-folder", **options), []
@@ -775,13 +775,13 @@ def test_every_way_is_told_before_it_is_gone(folder, monkeypatch, tmp_path):
     assert said == {"memory": [], "stream": ["checking 14 pictures, to be decoded while they are used"]}
     for way in ("map", "shelf"):
         told = by_way(way, monkeypatch, tmp_path / way, **options)[1]
-        assert told == [f"decoding 14 pictures to 4 MB in {tmp_path / way / 'cache'}, once"]
+        assert told == [f"decoding 14 pictures to 3.8 MB in {tmp_path / way / 'cache'}, once"]
         assert by_way(way, monkeypatch, tmp_path / way, **options)[1] == []
     monkeypatch.setattr(files, "WORTH_KEEPING", 0)
-    monkeypatch.setattr(files, "memory_limit", lambda device: 1 << 40)
+    monkeypatch.setattr(files, "room_for_data", lambda device: 1 << 40)
     told = []
     make("image-folder", **options).load(CPU, None, told.append)
-    assert told == ["decoding 14 pictures to 4 MB of memory"]
+    assert told == ["decoding 14 pictures to 3.8 MB of memory"]
 
 
 @pytest.mark.parametrize("way", ["map", "shelf"])
@@ -855,7 +855,7 @@ def test_what_a_reading_thread_meets_is_an_error_of_the_file(tmp_path):
 
 
 def test_a_picture_that_vanishes_while_streaming_is_named(folder, monkeypatch):
-    monkeypatch.setattr(files, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(files, "room_for_data", lambda device: 0)
     monkeypatch.setattr(sources, "WORKERS", 1)
     dataset = loaded("image-folder", root=str(folder), size=6)
     (folder / "train" / "a" / "3.png").unlink()
@@ -869,7 +869,7 @@ def test_a_picture_that_vanishes_while_streaming_is_named(folder, monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, 1 << 40])
 def test_all_broken_pictures_are_named_at_once(folder, monkeypatch, limit):
-    monkeypatch.setattr(files, "memory_limit", lambda device: limit)
+    monkeypatch.setattr(files, "room_for_data", lambda device: limit)
     train = folder / "train" / "a"
     whole_file = (train / "1.png").read_bytes()
     Image.effect_noise((64, 64), 50).save(train / "noise.jpg")

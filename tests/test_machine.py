@@ -1,5 +1,7 @@
 """The machine under the process: freed memory is kept, neighbours are seen."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,22 +39,52 @@ print(faults())
 
 
 def test_other_processes_are_seen():
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    orphan = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'while True: pass'], stdout=2).pid)"
+    busy = int(subprocess.run([sys.executable, "-c", orphan], stdout=subprocess.PIPE, check=True).stdout)
     try:
         seen, began = Neighbours(), time.monotonic()
         while seen.busy_cores < 0.1 and time.monotonic() - began < 20:
             time.sleep(0.1)
         assert seen.busy_cores >= 0.1
     finally:
-        busy.kill()
+        os.kill(busy, signal.SIGKILL)
 
 
 def test_own_work_is_not_a_neighbours(monkeypatch):
-    worked = iter([100.0, 103.0])
+    worked, own = iter([100.0, 103.0]), iter([5.0, 7.0])
     monkeypatch.setattr(machine, "_worked", lambda: next(worked))
-    monkeypatch.setattr(machine.time, "process_time", iter([5.0, 7.0]).__next__)
+    monkeypatch.setattr(machine, "_own_work", lambda: next(own))
     monkeypatch.setattr(machine.time, "monotonic", iter([0.0, 2.0]).__next__)
     assert Neighbours().busy_cores == 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are counted where Linux counts them")
+def test_what_children_do_is_own_work():
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before, began = machine._own_work() - time.process_time(), time.monotonic()
+        while machine._own_work() - time.process_time() < before + 0.1 and time.monotonic() - began < 20:
+            time.sleep(0.05)
+        running = machine._own_work() - time.process_time()
+        assert running >= before + 0.1
+    finally:
+        busy.kill()
+        busy.wait()
+    assert machine._own_work() - time.process_time() >= running - 0.02, "nor is it lost when they end"
+
+
+def test_a_container_has_what_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CONTAINER", tmp_path)
+    whole = machine.total_memory()
+    for name, text in (
+        ("memory.max", "3000000\n"),
+        ("memory.current", "2500000\n"),
+        ("memory.stat", "anon 5\ninactive_file 500000\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    assert machine.total_memory() == 3_000_000 and machine.available_memory() == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.total_memory() == whole and machine.available_memory() > 1 << 24
 
 
 def test_two_threads_beside_others_are_warned_of(monkeypatch, capsys):

@@ -8,7 +8,9 @@ from torch import nn
 
 from kdrun import models, registry
 from kdrun.contracts import Batch, Spec
-from kdrun.models import Frozen, Prepared, foldable, prepared
+from kdrun.models import Frozen, Prepared, prepared, recipe
+from kdrun.models.fused import Chain, Fused
+from kdrun.models.prepared import foldable
 from kdrun.taps import CLASS_MAPS
 from test_models import ONE_OF_EACH, SMALL
 
@@ -43,6 +45,10 @@ def teacher(kind, **options):
     return Frozen(model, "input", CPU), batch
 
 
+def prepare(frozen, layers, batch, bf16=False, views=()):
+    return Prepared(frozen, recipe(frozen, layers, bf16, batch), layers, views)
+
+
 def near(a, b, most=1e-5):
     return (a - b).norm() <= most * b.norm()
 
@@ -52,7 +58,7 @@ def test_every_model_says_what_it_said(kind):
     frozen, batch = teacher(kind)
     layers = [*frozen.model.stages, frozen.model.pooled]
     state = copy.deepcopy(frozen.model.state_dict())
-    fast = Prepared(frozen, layers, [], False, batch)
+    fast = prepare(frozen, layers, batch)
     frozen.tap(layers)
     plain, said = frozen(batch), fast(batch)
     assert near(said.logits, plain.logits) and fast.arithmetic == "fp32"
@@ -70,7 +76,7 @@ def test_every_model_says_what_it_said(kind):
 def test_a_layer_that_is_asked_for_is_not_folded():
     frozen, batch = teacher("resnet8")
     layers = ["conv1", "bn1", "layer1.0.conv2", CLASS_MAPS]
-    fast = Prepared(frozen, layers, [], False, batch)
+    fast = prepare(frozen, layers, batch)
     frozen.tap(layers)
     plain, said = frozen(batch), fast(batch)
     assert all(near(said.features[layer], plain.features[layer]) for layer in layers)
@@ -88,21 +94,88 @@ class Reader(models.CNN):
 
 
 def test_what_something_else_reads_is_not_folded():
-    config = models.CNN.Config(kind="cnn", width=4)
-    model = Reader(config, (3, 8, 8), 5).train()
-    batch = Spec({"input": (3, 8, 8)}, 5).random_batch(16)
+    frozen, batch = frozen_of(Reader)
+    assert list(foldable(frozen.model, batch.views["input"])) == ["body.1.0"], "not the first one"
+    assert near(prepare(frozen, [], batch)(batch).logits, frozen(batch).logits)
+
+
+class Stem(models.CNN):
+    """A network with a container whose output is a convolution's, and a BatchNorm that is called by keyword."""
+
+    def __init__(self, config, shape, classes):
+        super().__init__(config, shape, classes)
+        self.body[0] = nn.ModuleDict({"stem": nn.Sequential(self.body[0][0]), "norm": self.body[0][1]})
+
+    def forward(self, x):
+        x = self.body[0]["norm"](input=self.body[0]["stem"](x)).relu()
+        return self.classifier(self.hidden(self.body[1](nn.functional.max_pool2d(x, 2))))
+
+
+def frozen_of(kind, shape=(3, 8, 8)):
+    model = kind(models.CNN.Config(kind="cnn", width=4), shape, 5).train()
+    batch = Spec({"input": shape}, 5).random_batch(16)
     with torch.no_grad():
         model(batch.views["input"])
-    frozen = Frozen(model, "input", CPU)
-    assert list(foldable(model, batch.views["input"])) == ["body.1.0"], "not the first one"
-    assert near(Prepared(frozen, [], [], False, batch)(batch).logits, frozen(batch).logits)
+    return Frozen(model, "input", CPU), batch
+
+
+def test_a_container_that_is_asked_for_keeps_what_its_layers_give():
+    frozen, batch = frozen_of(models.CNN)
+    assert dict(recipe(frozen, [], False, batch).folds) == {"body.0.0": "body.0.1", "body.1.0": "body.1.1"}
+    inner = frozen.model.body[0]
+    frozen.model.body[0] = nn.Sequential(nn.Sequential(inner[0]), *inner[1:])
+    assert dict(recipe(frozen, [], False, batch).folds) == {"body.0.0.0": "body.0.1", "body.1.0": "body.1.1"}
+    assert dict(recipe(frozen, ["body.0.0"], False, batch).folds) == {"body.1.0": "body.1.1"}
+
+
+def test_a_layer_that_is_called_by_keyword_is_left_alone():
+    frozen, batch = frozen_of(Stem)
+    assert list(recipe(frozen, [], False, batch).folds) == [("body.1.0", "body.1.1")]
+
+
+def test_a_linear_layer_over_tokens_is_not_folded():
+    """A BatchNorm1d after it counts tokens, where the layer counts features."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(4))
+    assert foldable(model.eval(), torch.zeros(2, 4, 3)) == {}
+    assert foldable(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), torch.zeros(2, 3)) == {"0": "1"}
+
+
+def test_sums_and_relus_go_with_the_convolutions_before_them():
+    frozen, batch = teacher("resnet8")
+    block, last = "layer1.0", frozen.model.preactivations[-1]
+    found = recipe(frozen, [], False, batch).chains
+    assert Chain(f"{block}.conv1", None, f"{block}.relu1") in found
+    assert Chain(f"{block}.conv2", f"{block}.add", f"{block}.relu") in found
+    assert sum(isinstance(m, Fused) for m in prepare(frozen, [], batch).model.modules()) == len(found) == 7
+    asked = recipe(frozen, [f"{block}.bn1", last], False, batch).chains
+    assert not any(chain.layer == f"{block}.conv1" for chain in asked)
+    assert Chain("layer3.0.conv2", "layer3.0.add", None) in asked and last == "layer3.0.add"
+
+
+def test_what_follows_in_place_goes_along_too():
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU()
+    model = nn.Sequential(*layers).eval()
+    assert prepared.chains(model, torch.zeros(2, 3, 8, 8), []) == {
+        Chain("0", None, "1"),
+        Chain("2", None, "3"),
+    }
+    assert prepared.chains(model, torch.zeros(2, 3, 8, 8), ["0"]) == {Chain("2", None, "3")}
+
+
+def test_where_torch_lacks_the_operations_layers_stay_apart(monkeypatch):
+    def lacking(self, *inputs):
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(Fused, "forward", lacking)
+    frozen, batch = teacher("resnet8")
+    assert recipe(frozen, [], False, batch).chains == frozenset()
 
 
 @pytest.mark.parametrize("least, arithmetic", [(0.0, "bf16"), (1.1, "bf16 autocast")])
 def test_bf16_where_it_agrees_and_autocast_where_it_does_not(monkeypatch, least, arithmetic):
     monkeypatch.setattr(prepared, "AGREEMENT", least)
     frozen, batch = teacher("resnet8")
-    fast = Prepared(frozen, ["layer1"], [], True, batch)
+    fast = prepare(frozen, ["layer1"], batch, bf16=True)
     said, plain = fast(batch), frozen(batch)
     assert fast.arithmetic == arithmetic
     assert said.logits.dtype == said.features["layer1"].dtype == torch.float32
@@ -114,7 +187,7 @@ def test_bf16_where_it_agrees_and_autocast_where_it_does_not(monkeypatch, least,
 def test_autocast_keeps_the_weights_whole(monkeypatch):
     monkeypatch.setattr(prepared, "AGREEMENT", 1.1)
     frozen, batch = teacher("cnn")
-    fast, exact = (Prepared(frozen, [], [], bf16, batch) for bf16 in (True, False))
+    fast, exact = (prepare(frozen, [], batch, bf16) for bf16 in (True, False))
     for a, b in zip(fast.model.parameters(), exact.model.parameters(), strict=True):
         assert torch.equal(a, b), "and not rounded to bf16 and back"
 
@@ -123,5 +196,5 @@ def test_further_views_are_looked_at_too():
     frozen, batch = teacher("resnet8")
     batch = Batch({**batch.views, "strong": batch.views["input"].flip(3)}, batch.labels, batch.index)
     frozen.tap([], ["strong"])
-    said = Prepared(frozen, [], ["strong"], False, batch)(batch)
+    said = prepare(frozen, [], batch, views=["strong"])(batch)
     assert near(said.views["strong"].logits, frozen(batch).views["strong"].logits)

@@ -9,9 +9,11 @@ import pytest
 
 from commands import TINY, command
 from kdrun import cache, checking, profiling
+from kdrun.advice import Part, Profile
+from kdrun.console import Console
 from kdrun.data.synthetic import Synthetic
-from kdrun.profiling import Part, Profile
 from kdrun.store import Store
+from kdrun.train import fit
 from support import checked, run
 
 TEXT = """
@@ -74,20 +76,27 @@ def test_every_part_is_named_in_its_order_and_they_cover_the_step(tmp_path, monk
         assert profile.step_seconds / 2 < profile.seconds < 2 * profile.step_seconds
 
 
-def test_the_parts_do_what_a_step_does(tmp_path):
-    """The weights after a step in parts are those after a whole one, to the bit."""
-    made = []
-    for action in ("_step_in_parts", "_whole_step"):
-        config = checked(TEXT.replace("METHODS", "[kd, hint]"), MAPS, "training.ema=0.9", "training.clip=0.5")
+@pytest.mark.parametrize(
+    "overrides", [("training.clip=0.5", MAPS), ("training.stack=true",)], ids=["alone", "stacked"]
+)
+def test_the_parts_do_what_a_step_does(tmp_path, overrides):
+    """The weights after a step in parts are those after a whole one, and after one of ``fit``, to the bit."""
+    made, methods = [], "[kd, hint]" if MAPS in overrides else "[kd, dkd]"
+    for action in ("_step_in_parts", "_whole_step", "fit"):
+        config = checked(TEXT.replace("METHODS", methods), "training.ema=0.9", *overrides)
         told = checking.check(config, Store(tmp_path), lambda text: None, on_device=True)
         runs = [one for one in told.plan.runs if one.role == "student" and one.seed == 0]
         stand = profiling.StandIn(told.dataset, {one.draw for one in runs}, told.device)
         group = profiling.Group(runs, told.plan, stand, Store(tmp_path), told.device)
-        for _ in range(2):
+        if action == "fit":
+            with pytest.raises(StopIteration):
+                fit(group.students, stand, 1, Console(quiet=True), iter([None]).__next__)
+        else:
             getattr(group, action)()
         made.append([student.model.state_dict() for student in group.students])
-    for parts, whole in zip(*made, strict=True):
+    for parts, whole, trained in zip(*made, strict=True):
         assert all((parts[name] == whole[name]).all() for name in whole)
+        assert all((parts[name] == trained[name]).all() for name in trained)
 
 
 def test_nothing_is_written_and_no_table_computed(tmp_path, monkeypatch):

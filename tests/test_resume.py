@@ -219,6 +219,15 @@ def test_another_precision_is_refused(tmp_path, monkeypatch):
         run(BASE, tmp_path, "training.precision=auto")
 
 
+def test_a_teacher_may_be_renamed_meanwhile(tmp_path, monkeypatch):
+    """Names are not in the fingerprint, and not in what a run was begun with."""
+    stopped(tmp_path, monkeypatch)
+    run(BASE.replace("big:", "large:"), tmp_path)
+    run(BASE, tmp_path / "whole")
+    place = "students/small/kd/seed-2"
+    assert outcome(tmp_path)[place]["scores"] == outcome(tmp_path / "whole")[place]["scores"]
+
+
 def test_another_device_is_refused(tmp_path, monkeypatch):
     stopped(tmp_path, monkeypatch)
 
@@ -379,6 +388,21 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path):
     run(BASE, tmp_path / "cut", *overrides(), longer)
     run(BASE, tmp_path / "whole", *overrides(), longer)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_signal_while_results_are_stored_begins_nothing_more(tmp_path, monkeypatch):
+    made = experiment(BASE, tmp_path)
+    original = bookkeeping.Seat.finish
+
+    def finish(seat):
+        made.stop._ask(signal.SIGTERM, None)
+        return original(seat)
+
+    monkeypatch.setattr(bookkeeping.Seat, "finish", finish)
+    with pytest.raises(Interrupted, match="what was finished is stored") as caught:
+        made.run()
+    assert caught.value.exit_code == 143 and list(results(tmp_path)) == ["teachers/big/seed-0"]
+    assert not (tmp_path / "resume/students").exists()
 
 
 def test_a_signal_stops_at_once_where_there_is_nothing_to_save(capfd, monkeypatch):

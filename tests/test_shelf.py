@@ -1,5 +1,6 @@
 """The shelf: arrays that could be computed anew, whole or absent."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -87,14 +88,16 @@ def test_what_lies_on_the_shelf(tmp_path):
     for name, manifest in (("list", "[]"), ("text", "{"), ("empty", "{}"), ("lacks", '{"files": {"x": 1}}')):
         (store.shelf.folder / name).mkdir()
         (store.shelf.folder / name / "manifest.json").write_text(manifest)
-    for name in (".gone.999999999", f".mine.{os.getpid()}", "somebody's", ".git"):
+    for name in (".gone.x.making", "somebody's", ".git"):
         (store.shelf.folder / name).mkdir()
+    (store.shelf.folder / ".gone.x.making" / "lock").touch()
     (store.shelf.folder / ".DS_Store").write_text("")
-    assert states(tmp_path) == {
+    with store.shelf._begun("mine") as mine:
+        found = states(tmp_path)
+    assert found == {
         "key": "kept",
         **dict.fromkeys(["list", "text", "empty", "lacks"], "damaged"),
-        ".gone.999999999": "unfinished",
-        f".mine.{os.getpid()}": "at work",
+        mine.name: "at work",
         **dict.fromkeys(["somebody's", ".git", ".DS_Store"], "foreign"),
     }
 
@@ -108,22 +111,49 @@ def test_an_entry_that_lost_bytes_is_damaged(tmp_path):
 def test_what_of_the_shelf_is_deleted(tmp_path):
     store = Store(tmp_path)
     filled(store.shelf)
-    (store.shelf.folder / ".gone.999999999").mkdir()
     (store.shelf.folder / "somebody's").mkdir()
     with store.shelf.make("other", FORMS, {}) as arrays:
         found = shelved(store)
         assert [e.folder.name for e in disposable_of_shelf(found, all_=False)] == []
-        (store.shelf.folder / ".gone.999999999").mkdir()
+        (store.shelf.folder / ".gone.x.making").mkdir()
+        (store.shelf.folder / ".gone.x.making" / "lock").touch()
         found = shelved(store)
         (left,) = disposable_of_shelf(found, all_=False)
         assert left.state == "unfinished"
         for entry in disposable_of_shelf(found, all_=True):
             remove_shelved(entry)
             remove_shelved(entry)
-        assert states(tmp_path) == {f".other.{os.getpid()}": "at work", "somebody's": "foreign"}
+        assert sorted(states(tmp_path).values()) == ["at work", "foreign"]
         for array in arrays.values():
             array[:] = 1
     assert states(tmp_path) == {"other": "kept", "somebody's": "foreign"}
+
+
+def test_two_that_make_one_at_once_do_not_disturb_each_other(tmp_path):
+    """Whatever their process numbers: of two containers they may be equal."""
+    place = Shelf(tmp_path)
+    with place.make("key", FORMS, {}) as slow:
+        filled(place, value=2.5)
+        slow["logits"][:] = 1.5
+    assert (place.find("key").arrays["logits"] == 2.5).all() and names(place) == ["key"]
+
+
+def test_a_disk_that_has_no_room_left_is_one_message(tmp_path, monkeypatch):
+    """It gives its room before anything is written: a page that finds none later kills the process."""
+
+    def full(file, first, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StoreError, match=r"key: cannot be written \(48 bytes\): No space left"):
+        filled(Shelf(tmp_path))
+    assert names(Shelf(tmp_path)) == []
+
+
+def test_all_room_is_taken_before_anything_is_written(tmp_path):
+    with Shelf(tmp_path).make("key", {"x": ((1 << 16,), "float32")}, {}):
+        (file,) = tmp_path.glob(".key.*/x.npy")
+        assert file.stat().st_blocks * 512 >= 4 << 16
 
 
 def test_a_foreign_name_does_not_keep_anything_from_being_made(tmp_path):

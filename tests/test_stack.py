@@ -1,9 +1,17 @@
 """Stacked students: small networks of one architecture that take their steps as one."""
 
+from typing import Literal
+
+import numpy as np
 import pytest
 import torch
+import torchvision
+from torch import nn
 
+from kdrun import assembly, models, registry, stack
 from kdrun.console import Console
+from kdrun.contracts import Loss, LossConfig, Taps
+from kdrun.errors import TrainingError
 from kdrun.stack import Team, teams, why_not
 from kdrun.train import fit
 from support import Ears, checked, experiment, outcome, results, run, students
@@ -39,25 +47,32 @@ def learnt(folder):
         (),
         ("training.optimizer={kind: adamw, lr: 0.0003}", "training.ema=0.9", "training.clip=1.0"),
         ("student.model.batch_norm=true", "training.mixup=0.4"),
-        ("student.model={kind: vit, dim: 8, depth: 1, heads: 2, patch: 4}", "training.optimizer.lr=0.001"),
+        (
+            "student.model={kind: vit, dim: 8, depth: 1, heads: 2, patch: 4}",
+            "training.optimizer.lr=0.0001",
+            "training.epochs=1",
+        ),
         ("dataset.labels_per_class=3",),
     ],
     ids=["sgd", "adamw-ema-clip", "batch-norm-mixup", "vit", "few-labels"],
 )
-def test_stacked_students_learn_what_they_learn_alone(tmp_path, overrides):
-    run(text(), tmp_path / "stacked", *overrides)
-    run(text(), tmp_path / "alone", "training.stack=false", *overrides)
+def test_stacked_students_learn_what_they_learn_alone(tmp_path, monkeypatch, overrides):
+    config = text()
+    if "vit" in str(overrides):
+        config = text(
+            LOGIT_METHODS.replace("dist, ", "")
+        )  # which divides by how the logits vary: here not at all
+    run(config, tmp_path / "alone", "training.stack=false", *overrides)
+    if "vit" in str(overrides):  # on a GPU it is stacked, convolution and all
+        monkeypatch.setattr(stack, "why_not", lambda student: None)
+    sizes = noted_sizes(monkeypatch)
+    run(config, tmp_path / "stacked", *overrides)
     stacked, alone = learnt(tmp_path / "stacked"), learnt(tmp_path / "alone")
-    assert stacked.keys() == alone.keys() and len(alone) == 2 * 9
+    assert stacked.keys() == alone.keys() and max(sizes) >= len(alone) - 2
     for place, arrays in alone.items():
         for name, array in arrays.items():
-            torch.testing.assert_close(
-                torch.from_numpy(stacked[place][name]).double(),
-                torch.from_numpy(array).double(),
-                rtol=1e-3,
-                atol=1e-5,
-                msg=lambda told, name=name, place=place: f"{place} {name}: {told}",
-            )
+            apart = np.linalg.norm(stacked[place][name].astype(float) - array)
+            assert apart <= 1e-5 * max(np.linalg.norm(array), 1), (place, name, apart)
 
 
 def test_losses_that_look_at_layers_can_be_stacked(tmp_path):
@@ -70,17 +85,21 @@ def test_losses_that_look_at_layers_can_be_stacked(tmp_path):
         torch.testing.assert_close(logits, torch.from_numpy(arrays["logits"]), rtol=1e-3, atol=1e-4)
 
 
-def test_one_pass_for_methods_and_seeds(tmp_path, monkeypatch):
-    sizes = []
-    step = Team.step
+def noted_sizes(monkeypatch):
+    """How many students each team has that takes a step from now on."""
+    sizes, original = [], Team.step
 
-    def noted(self, lessons):
-        sizes.append(len(self.members))
-        step(self, lessons)
+    def noted(team, lessons):
+        sizes.append(len(team.members))
+        original(team, lessons)
 
     monkeypatch.setattr(Team, "step", noted)
+    return sizes
+
+
+def test_one_pass_for_methods_and_seeds(tmp_path, monkeypatch):
     run(text("[kd, dkd]"), tmp_path, roles=["teacher"])
-    sizes.clear()
+    sizes = noted_sizes(monkeypatch)
     run(text("[kd, dkd]"), tmp_path)
     assert set(sizes) == {2 * 3} and len(sizes) == 2 * 6
 
@@ -163,6 +182,75 @@ def test_a_weight_that_no_term_reaches_stays_as_it_is(tmp_path, mix, optimizer):
         torch.testing.assert_close(
             torch.from_numpy(stacked[weight]), torch.from_numpy(alone[weight]), rtol=1e-3, atol=1e-5
         )
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What is registered in a test is forgotten after it."""
+    for family in (registry.LOSSES, registry.MODELS):
+        monkeypatch.setattr(family, "_classes", dict(family._classes))
+
+
+def test_a_loss_of_which_nobody_says_that_it_looks_at_logits_keeps_its_student_alone(registered):
+    class OnFeatures(Loss):
+        class Config(LossConfig):
+            kind: Literal["on-features"]
+
+        needs_teacher = False
+
+        def taps(self, student, teacher):
+            self.layer = student.pooled
+            return Taps((self.layer,))
+
+        def forward(self, student, teacher, batch):
+            return student.features[self.layer].square().mean()
+
+    made, *_ = students(text("[kd, {name: own, losses: [{kind: on-features}]}]"))
+    assert why_not(made["kd"]) is None and "no term looks at its logits" in why_not(made["own"])
+
+
+def test_students_that_differ_in_an_option_alone_are_not_stacked(registered):
+    class Steeper(models.MLP):
+        class Config(models.MLP.Config):
+            kind: Literal["steep"]
+            steepness: float = 1.0
+
+        def forward(self, x):
+            return super().forward(x) * self.made_from.steepness
+
+    config = text("[kd]").replace("student: {model: {kind: mlp, hidden: [12]}}", "STUDENTS")
+    one = "{model: {kind: steep, hidden: [12], steepness: %d}}"
+    several = f"students: {{a: {one % 1}, b: {one % 2}}}"
+    _, teachers, dataset, planned = students(config.replace("STUDENTS", several))
+    made = [
+        assembly.make_student(
+            one, {name: teachers[name] for name in one.teachers}, dataset, torch.device("cpu")
+        )
+        for one in planned.runs
+        if one.role == "student"
+    ]
+    assert [{m.model.made_from.steepness for m in team.members} for team in teams(made)] == [{1.0}, {2.0}]
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout1d(0.1), nn.AlphaDropout(0.1), torchvision.ops.StochasticDepth(0.1, "row")]
+)
+def test_all_that_drops_units_keeps_its_student_alone(layer):
+    made, *_ = students(text("[kd]"))
+    made["kd"].model.classifier = nn.Sequential(layer, made["kd"].model.classifier)
+    assert why_not(made["kd"]) == "dropout draws anew for each"
+
+
+def test_a_network_that_draws_by_itself_is_one_message(registered, tmp_path):
+    class Drawing(models.MLP):
+        class Config(models.MLP.Config):
+            kind: Literal["drawing"]
+
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+    with pytest.raises(TrainingError, match=r"student/alone/seed 0: .*draws random.*training.stack: false"):
+        run(text("[kd]"), tmp_path, "student.model={kind: drawing, hidden: [12]}")
 
 
 def test_a_weight_that_does_not_learn_keeps_its_student_alone():

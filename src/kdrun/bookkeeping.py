@@ -22,7 +22,7 @@ from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec
-from kdrun.errors import Interrupted, Problem, TrainingError
+from kdrun.errors import Problem, TrainingError
 from kdrun.evaluate import latencies, predict
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
@@ -72,15 +72,24 @@ class Seat:
     @property
     def resolved(self) -> dict[str, Any]:
         """What ``auto`` came out as, and how the teachers answer; a run only goes on where it comes out the same."""
-        shape = self.dataset.spec.shapes[self.run.view or self.dataset.spec.default_view]
-        precision = "bf16" if resolve_bf16(self.run.training, shape, self.device) else "fp32"
+        precision = "bf16" if resolve_bf16(self.run.training, self._shape, self.device) else "fp32"
         teachers = self.student.teachers if self.run.weights is None else {}
         return {
             "device": self.device.type,
             "precision": precision,
             "cache": "looked up" if any(isinstance(t, LookedUp) for t in teachers.values()) else "live",
-            "teachers": {name: teacher.arithmetic for name, teacher in teachers.items()},
+            "teachers": {
+                run.fingerprint[:12]: teachers[name].arithmetic
+                for name, run in self.run.teachers.items()
+                if name in teachers
+            },
         }
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of the inputs that it sees, without the batch."""
+        spec = self.dataset.spec
+        return tuple(spec.shapes[self.run.view or spec.default_view])
 
     def enrol(self, teachers: Mapping[Run, Frozen]) -> None:
         """Make the student at its first step."""
@@ -145,7 +154,7 @@ class Seat:
             "dataset": self.dataset.config.kind,
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
-            "input": list(self.dataset.spec.shapes[self.run.view or self.dataset.spec.default_view]),
+            "input": list(self._shape),
             "labels_per_class": self.dataset.config.labels_per_class if self.run.role == "student" else None,
             "epochs": training.epochs if self.run.weights is None else None,
             "selection": training.selection,
@@ -217,8 +226,7 @@ class Keeper:
         for seat in self.seats:
             seat.save()
         self.saved_at = time.monotonic()
-        if self.stop.signal is not None:
-            raise Interrupted("stopped and saved; the same command goes on from here", self.stop.exit_code)
+        self.stop.heed("stopped and saved; the same command goes on from here")
 
 
 def frozen(run: Run, result: Result, spec: Spec, device: torch.device) -> Frozen:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Arithmetic, Batch, Dataset, Outputs, Taps
-from kdrun.data.files import memory_limit
+from kdrun.contracts import Arithmetic, Batch, Dataset, Draw, Outputs, Taps
 from kdrun.errors import StoreError, TrainingError
-from kdrun.models import Frozen, Prepared, foldable
+from kdrun.machine import told_size
+from kdrun.memory import room_for_data
+from kdrun.models import Frozen, Prepared, Recipe, recipe
 from kdrun.plan import RESULT_VERSION, Run
 from kdrun.store import Form, Kept, Shelf, fingerprint, shelf
 from kdrun.student import Student
@@ -39,7 +41,7 @@ class LookedUp:
     def __init__(self, tables: Mapping[Table, Kept], pooled: str, samples: int, device: torch.device) -> None:
         self.arithmetic: Arithmetic = tables["logits"].about["arithmetic"]
         self._pooled, self._samples, self._device = pooled, samples, device
-        fits = sum(kept.bytes for kept in tables.values()) <= memory_limit(device)
+        fits = sum(kept.bytes for kept in tables.values()) <= room_for_data(device)
         arrays = {table: kept.arrays[table] for table, kept in tables.items()}
         self._tables: dict[Table, Tensor | np.ndarray] = {
             table: torch.from_numpy(np.array(array)).to(device) if fits else array
@@ -79,6 +81,8 @@ class Faculty:
     dataset: Dataset
     shelf: Shelf
     console: Console
+    _recipes: dict[tuple[Run, frozenset[str], bool], Recipe] = field(default_factory=dict, init=False)
+    _hashes: dict[Run, str] = field(default_factory=dict, init=False)
 
     def staff(self, students: Mapping[Student, Run]) -> None:
         """Set the ``teachers`` of all students, whose runs are given."""
@@ -101,37 +105,37 @@ class Faculty:
 
     def tables_suffice(self, student: Student, own: Run) -> bool:
         """Whether its losses look at nothing that a table does not hold, whatever the views are."""
-        wants = [(run, student.objective.wants(name)) for name, run in own.teachers.items()]
+        wants = [(self.teachers[run], student.objective.wants(name)) for name, run in own.teachers.items()]
         return all(
             not taps.views
-            and self._small(run).issuperset(taps.teacher)
-            and self.teachers[run].view == self.dataset.spec.default_view
-            for run, taps in wants
+            and {teacher.model.pooled}.issuperset(taps.teacher)
+            and teacher.view == self.dataset.spec.default_view
+            for teacher, taps in wants
         )
 
-    def _small(self, run: Run) -> set[str]:
-        """The layers of which there can be a table: the embedding, unless a folded teacher would not show it."""
-        return {self.teachers[run].model.pooled} - self._foldable(run)
-
-    def _foldable(self, run: Run) -> set[str]:
-        teacher = self.teachers[run]
-        with torch.no_grad():
-            return set(foldable(teacher.model, self._sample.views[teacher.view][:2]))
-
     @cached_property
-    def _sample(self) -> Batch:
-        return next(iter(self.dataset.split("train", batch_size=SAMPLE)))
+    def sample(self) -> Batch:
+        """Training samples of all classes, the same ones for every student."""
+        draw = Draw(seed=self.dataset.config.seed, batch_size=SAMPLE, labels="all", purpose="sample")
+        return next(self.dataset.batches(draw, 0))
+
+    def recipe(self, run: Run, layers: Iterable[str], bf16: bool) -> Recipe:
+        """How to prepare a teacher for one student, whatever others ask for."""
+        key = run, frozenset(layers), bf16
+        if key not in self._recipes:
+            self._recipes[key] = recipe(self.teachers[run], key[1], bf16, self.sample)
+        return self._recipes[key]
 
     def _ask(self, run: Run, pupils: Sequence[Pupil]) -> None:
-        """One live copy for the students that leave the same layers unfolded, which for nearly all are none."""
-        companies: dict[frozenset[str], list[Pupil]] = {}
+        """One live copy for the students that would have the same one alone, which are nearly always all."""
+        companies: dict[Recipe, list[Pupil]] = {}
         for pupil in pupils:
-            whole = self._foldable(run).intersection(pupil.taps.teacher) if pupil.taps.teacher else ()
-            companies.setdefault(frozenset(whole), []).append(pupil)
-        for company in companies.values():
+            how = self.recipe(run, pupil.taps.teacher, pupil.student.bf16)
+            companies.setdefault(how, []).append(pupil)
+        for how, company in companies.items():
             layers = [layer for pupil in company for layer in pupil.taps.teacher]
             views = [view for pupil in company for view in pupil.taps.views]
-            live = Prepared(self.teachers[run], layers, views, company[0].student.bf16, self._sample)
+            live = Prepared(self.teachers[run], how, layers, views)
             self.console.say_once(
                 f"the teacher '{run.name}' is asked about every batch, in {live.arithmetic}"
             )
@@ -141,19 +145,19 @@ class Faculty:
     # ------------------------------------------------------------------------------------------ tables
 
     def _look_up(self, run: Run, pupils: Sequence[Pupil]) -> None:
-        """Tables for all students together, made where they are not on the shelf."""
-        if not pupils:
-            return
-        wanted: list[Table] = ["logits", "pooled"] if any(p.taps.teacher for p in pupils) else ["logits"]
-        student, teacher = pupils[0].student, self.teachers[run]
-        found = self.tables(run, wanted, student)
-        tables = LookedUp(found, teacher.model.pooled, len(self.dataset.labels("train")), teacher.device)
-        self.console.say_once(
-            f"the teacher '{run.name}' was asked once, in {tables.arithmetic}, and is looked up: "
-            f"{' and '.join(found)}, {sum(one.bytes for one in found.values()) / 1e6:,.1f} MB"
-        )
-        for pupil in pupils:
-            pupil.student.teachers[pupil.name] = tables
+        """Tables for all students of one precision together, made where they are not on the shelf."""
+        for bf16 in dict.fromkeys(pupil.student.bf16 for pupil in pupils):
+            alike = [pupil for pupil in pupils if pupil.student.bf16 == bf16]
+            wanted: list[Table] = ["logits", "pooled"] if any(p.taps.teacher for p in alike) else ["logits"]
+            teacher = self.teachers[run]
+            found = self.tables(run, wanted, alike[0].student)
+            tables = LookedUp(found, teacher.model.pooled, len(self.dataset.labels("train")), teacher.device)
+            self.console.say_once(
+                f"the teacher '{run.name}' was asked once, in {tables.arithmetic}, and is looked up: "
+                f"{' and '.join(found)}, {told_size(sum(one.bytes for one in found.values()))}"
+            )
+            for pupil in alike:
+                pupil.student.teachers[pupil.name] = tables
 
     def tables(self, run: Run, wanted: Sequence[Table], student: Student) -> dict[Table, Kept]:
         """A teacher's tables, computed where they are not on the shelf; raises ``StoreError``."""
@@ -162,42 +166,65 @@ class Faculty:
         if missing := {table: keys[table] for table, one in kept.items() if one is None}:
             try:
                 self._compute(run, missing, student)
+                kept |= {table: self.shelf.find(key) for table, key in missing.items()}
+                if None in kept.values():
+                    raise StoreError(f"{self.shelf.folder}: somebody deletes there what was just made")
             except StoreError as error:
                 raise StoreError(f"{error}; make room, or ask live: `training.cache: false`") from error
-            kept |= {table: self.shelf.find(key) for table, key in missing.items()}
         return {table: one for table, one in kept.items() if one is not None}
 
     def _key(self, run: Run, table: Table, bf16: bool) -> str:
-        """What decides the numbers of a table; labels do not."""
+        """What decides the numbers of a table; labels do not.
+
+        The same inputs to training do not always give the same weights (other threads, a GPU), nor the same names
+        and sizes of files the same pictures: so both count by their contents.
+        """
         data = self.dataset.identity()
         what: dict[str, Any] = {
             "result_version": RESULT_VERSION,
             "torch": torch.__version__,
             "teacher": run.fingerprint,
+            "weights": self._weights(run),
             "data": {key: data[key] for key in data.keys() - {"labels_per_class", "strong_view"}},
+            "samples": self._samples,
             "device": self.teachers[run].device.type,
             "precision": "bf16" if bf16 else "fp32",
             "table": table,
         }
         return fingerprint(what)[:32]
 
+    @cached_property
+    def _samples(self) -> str:
+        return self.dataset.train_hash()
+
+    def _weights(self, run: Run) -> str:
+        """SHA-256 of a teacher's weights."""
+        if run not in self._hashes:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.teachers[run].model.state_dict().items()):
+                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+            self._hashes[run] = digest.hexdigest()
+        return self._hashes[run]
+
     def _compute(self, run: Run, missing: Mapping[Table, str], student: Student) -> None:
         """Ask a teacher about every copy of every training sample; raises ``StoreError``, ``TrainingError``."""
         copies, samples = self.dataset.copies(student.draw) or 1, len(self.dataset.labels("train"))
         pooled = self.teachers[run].model.pooled
-        live = Prepared(self.teachers[run], [pooled], [], student.bf16, self._sample)
+        live = Prepared(self.teachers[run], self.recipe(run, [pooled], student.bf16), [pooled])
 
         def parts(batch: Batch) -> dict[Table, Tensor]:
             said = live(batch)
             return {"logits": said.logits, "pooled": said.features[pooled]}
 
-        shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(self._sample).items()}
+        shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(self.sample).items()}
         forms: dict[str, Form] = {table: (shapes[table], "float32") for table in missing}
-        title = (
-            f"asking the teacher '{run.name}' once about {copies * samples:,} samples, "
-            f"{shelf.size(forms) / 1e6:,.1f} MB to keep"
+        asked = copies * samples
+        self.console.say(
+            f"the teacher '{run.name}' is asked once about {asked:,} samples: {told_size(shelf.size(forms))} to keep "
+            f"in {self.shelf.folder}"
         )
-        with ExitStack() as made, self.console.training(title, copies * -(-samples // CHUNK), 0, copies):
+        bar = f"asking the teacher '{run.name}'"
+        with ExitStack() as made, self.console.training(bar, copies * -(-samples // CHUNK), 0, copies):
             arrays = {}
             for table, key in missing.items():
                 about = {"what": f"{table} of the teacher '{run.name}'", "arithmetic": live.arithmetic}

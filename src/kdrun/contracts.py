@@ -6,6 +6,7 @@ Shapes are written with B (batch), C (classes), and for features either (B, D) v
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -168,6 +169,8 @@ class Model(Component, nn.Module):
 
     family = "model"
 
+    made_from: ModelConfig
+    """The config, set by whoever builds it."""
     stages: tuple[str, ...]
     """Names of the layers whose outputs are the stages, shallow to deep."""
     preactivations: tuple[str, ...] = ()
@@ -495,6 +498,13 @@ class Dataset(Component, ABC):
     @abstractmethod
     def test_hash(self) -> str:
         """SHA-256 of the test inputs and labels: two results with one hash were scored on the same data."""
+
+    def train_hash(self) -> str:
+        """SHA-256 of the training inputs, whatever their files are called."""
+        digest = hashlib.sha256()
+        for batch in self.split("train"):
+            digest.update(batch.views[self.spec.default_view].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def refresh(self, epoch: int, students: list[Any]) -> None:
         """Called before each epoch: a set that grows with its students (rollouts, queries) does so here."""

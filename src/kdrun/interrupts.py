@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from kdrun.errors import Interrupted
+
 
 class Stop:
     """Whether a signal asked to stop, and which.
@@ -28,11 +30,17 @@ class Stop:
 
     @contextmanager
     def until_done(self) -> Iterator[None]:
-        """Wait no longer than the block, however it ends."""
+        """Wait no longer than the block, however it ends; raises ``Interrupted`` where a signal came meanwhile."""
         try:
             yield
         finally:
             self.waits = False
+        self.heed("stopped; what was finished is stored, and the same command goes on from here")
+
+    def heed(self, text: str) -> None:
+        """Raises ``Interrupted`` where a signal came."""
+        if self.signal is not None:
+            raise Interrupted(text, self.exit_code)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if not self.waits or (self.signal is not None and number == signal.SIGINT):

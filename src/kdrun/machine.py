@@ -6,11 +6,14 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 """What ``mallopt`` of the GNU C library calls its parameters."""
 GROWTH = 64 << 20
 """Bytes by which the heap grows."""
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux tells a container its limits."""
 BUSY = 0.25
 """Cores of other processes from which on it is worth a word."""
 
@@ -35,13 +38,39 @@ def return_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Bytes that the machine can still give out, as Linux estimates them; all that it has where nobody says."""
+    """Bytes that the machine, or the container on it, can still give out; all that it has where nobody says."""
     try:
         with open("/proc/meminfo") as file:
             kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-        return kilobytes << 10
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total_memory()
+    limit = _limit_of_container()
+    return kilobytes << 10 if limit is None else max(min(kilobytes << 10, limit - _used_in_container()), 0)
+
+
+def total_memory() -> int:
+    """Bytes that the machine, or the container on it, has."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows does not say
+        whole = 8 << 30
+    limit = _limit_of_container()
+    return whole if limit is None else min(whole, limit)
+
+
+def _limit_of_container() -> int | None:
+    """What a control group allows, as its members see it; None where there is no limit."""
+    try:
+        text = (CONTAINER / "memory.max").read_text().strip()
+    except OSError:
+        return None
+    return None if text == "max" else int(text)
+
+
+def _used_in_container() -> int:
+    """What it uses of that; file contents that can be dropped do not count."""
+    stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+    return int((CONTAINER / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
 
 
 def told_size(count: float) -> str:
@@ -53,15 +82,15 @@ def told_size(count: float) -> str:
 
 
 class Neighbours:
-    """What other processes work while this one does something else."""
+    """What other processes work while this one and those that it started do something else."""
 
     def __init__(self) -> None:
-        self._began, self._own, self._all = time.monotonic(), time.process_time(), _worked()
+        self._began, self._own, self._all = time.monotonic(), _own_work(), _worked()
 
     @property
     def busy_cores(self) -> float:
         """How many cores they kept busy since this was made; 0 where nobody can say."""
-        took, own = time.monotonic() - self._began, time.process_time() - self._own
+        took, own = time.monotonic() - self._began, _own_work() - self._own
         return max(_worked() - self._all - own, 0.0) / max(took, 1e-3)
 
 
@@ -80,7 +109,26 @@ def _worked() -> float:
     """Seconds that all cores have worked since the machine was started, as Linux tells; elsewhere 0."""
     try:
         with open("/proc/stat") as file:
-            user, nice, system, *_ = (int(word) for word in file.readline().split()[1:])
+            user, nice, system, _, _, irq, soft, steal, *_ = map(int, file.readline().split()[1:])
     except OSError:
         return 0.0
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_work() -> float:
+    """Seconds that this process and its children have worked, those that ended and those that run."""
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system + _work_of_children()
+
+
+def _work_of_children() -> float:
+    """Seconds of the children that run, as Linux tells; elsewhere 0. They start none of their own here."""
+    total = 0.0
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = entry.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(words[1]) == os.getpid():
+            total += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return total

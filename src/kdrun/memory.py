@@ -11,10 +11,13 @@ from contextlib import contextmanager
 import torch
 
 from kdrun.errors import OutOfMemory
-from kdrun.machine import available_memory, return_freed_memory, told_size
+from kdrun.machine import available_memory, return_freed_memory, told_size, total_memory
 
 RESERVE = 0.1
 """The share of the free memory that nobody plans with: buffers of single operations, and gaps between tensors."""
+
+DATA_SHARE = 0.25
+"""The share of the memory that samples, or what was computed of them, may take; more is read while it is used."""
 
 RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 """What torch's errors say, which only for some devices have a class of their own."""
@@ -31,6 +34,14 @@ def free_memory(device: torch.device) -> int:
     else:
         free = available_memory()
     return int((1 - RESERVE) * free)
+
+
+def room_for_data(device: torch.device) -> int:
+    """Bytes that one set of samples may take, of all memory of the machine and of what a GPU has free."""
+    room = total_memory()
+    if device.type == "cuda":
+        room = min(room, torch.cuda.mem_get_info(device)[0])
+    return int(DATA_SHARE * room)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from kdrun.contracts import Draw, LossConfig, ModelConfig
 from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 

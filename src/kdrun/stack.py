@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from kdrun import registry
 from kdrun.contracts import Batch, Outputs
 from kdrun.eager import take_step
+from kdrun.errors import TrainingError
+from kdrun.losses.base import OnLogits
+from kdrun.losses.labels import LabelLoss
 from kdrun.models import Network
 from kdrun.student import Gradients, Lesson, Student, clip
 
@@ -53,7 +55,7 @@ def why_not(student: Student) -> str | None:
         return "its method has stages, or two momenta"
     if student.training.compile:
         return "it is compiled"
-    if any(getattr(module, "p", 0) for module in modules if isinstance(module, nn.Dropout)):
+    if any(_drops(module) for module in modules):
         return "dropout draws anew for each"
     if any(isinstance(module, nn.RNNBase) for module in modules):
         return "recurrent networks cannot be batched"
@@ -68,8 +70,15 @@ def why_not(student: Student) -> str | None:
     return None
 
 
+def _drops(module: nn.Module) -> bool:
+    """Whether a layer drops units, or timm's or torchvision's whole branches, by chance."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return bool(module.p)
+    return type(module).__name__ in ("DropPath", "StochasticDepth")
+
+
 def _always_on_logits(student: Student) -> bool:
-    """Whether every step reaches all weights.
+    """Whether every step reaches all weights, by a term of a family that looks at the student's logits.
 
     One that is not reached gets no gradient; in a stack it would get one of 0, and with it decay and momentum.
     """
@@ -77,7 +86,7 @@ def _always_on_logits(student: Student) -> bool:
     terms = [
         term.config
         for term in student.objective.named.values()
-        if registry.LOSSES[term.config.kind].on_logits and term.config.mask is None
+        if isinstance(term.losses[0], LabelLoss | OnLogits) and term.config.mask is None
     ]
     return any(all(term.weight_in(epoch, epochs) for epoch in range(epochs)) for term in terms)
 
@@ -85,8 +94,8 @@ def _always_on_logits(student: Student) -> bool:
 def likeness(student: Student) -> Any:
     """What students that are stacked have in common."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in student.model.state_dict().items())
-    recipe = student.training.model_dump_json()
-    return repr(student.model), shapes, recipe, student.bf16, student.network.view
+    architecture = student.model.made_from.model_dump_json(exclude={"initial_weights", "pretrained"})
+    return architecture, shapes, student.training.model_dump_json(), student.bf16, student.network.view
 
 
 class _Row:
@@ -203,7 +212,15 @@ class Stack:
             return said.logits, said.features
 
         state = {f"model.{name}": rows for name, rows in (self._weights | self._buffers).items()}
-        logits, features = vmap(look, in_dims=(0, None if shared else 0))(state, x)
+        try:
+            logits, features = vmap(look, in_dims=(0, None if shared else 0))(state, x)
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise TrainingError(
+                f"{self._first.title}: its network draws random numbers, and cannot be stacked with others; write "
+                "`training.stack: false`"
+            ) from error
         layers = zip(*(feature.unbind() for feature in features.values()), strict=True)
         by_member = [dict(zip(features, layer, strict=True)) for layer in layers] or [{} for _ in batches]
         return [Outputs(said, seen) for said, seen in zip(logits.unbind(), by_member, strict=True)]

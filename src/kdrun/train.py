@@ -41,8 +41,7 @@ def fit(
             began = time.perf_counter()
             batches = {draw: next(stream) for draw, stream in streams.items()}
             before, learning = learning, [s for s in running if s.position == epoch * steps + step]
-            said = {(teacher, draw): teacher(batches[draw]) for teacher, draw in questions(learning)}
-            lessons = handed_out(learning, batches, said)
+            lessons = lessons_of(learning, batches)
             share = (time.perf_counter() - began) / max(len(learning), 1)
             if learning != before:
                 formed = teams(learning)
@@ -62,17 +61,18 @@ def fit(
     pause()
 
 
-def questions(students: Sequence[Student]) -> list[tuple[Teacher, Draw]]:
-    """Whom to ask about whose batch; no teacher is asked twice about one."""
-    return list(dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values()))
+def _asked(teacher: Teacher, batch: Batch) -> Outputs:
+    return teacher(batch)
 
 
-def handed_out(
+def lessons_of(
     students: Sequence[Student],
     batches: Mapping[Draw, Batch],
-    said: Mapping[tuple[Teacher, Draw], Outputs],
+    ask: Callable[[Teacher, Batch], Outputs] = _asked,
 ) -> dict[Student, Lesson]:
-    """Each student's batch, and what its teachers said of it."""
+    """Each student's batch, and what its teachers say of it; no teacher is asked twice about one batch."""
+    questions = dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values())
+    said = {(teacher, draw): ask(teacher, batches[draw]) for teacher, draw in questions}
     return {
         s: (batches[s.draw], {name: said[teacher, s.draw] for name, teacher in s.teachers.items()})
         for s in students

@@ -16,7 +16,7 @@ from torch import Tensor
 from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split
 from kdrun.data import augmentation, sampling
 from kdrun.data.augmentation import boxes
-from kdrun.data.sources import Inputs, Source, source
+from kdrun.data.sources import Inputs, Source, Streamed, source
 from kdrun.errors import DataError
 from kdrun.randomness import derive, generator
 
@@ -344,6 +344,16 @@ class SampleSet(Dataset):
     def test_hash(self) -> str:
         """SHA-256 of the test inputs as they were read, and of their labels."""
         return self._test_hash
+
+    def train_hash(self) -> str:
+        """SHA-256 of the training inputs as they are kept, or of what tells files apart that are read while used."""
+        part, digest = self._parts["train"], hashlib.sha256()
+        if isinstance(part.source, Streamed):
+            digest.update(part.source.stamp(part.rows).encode())
+        else:
+            for samples in part.source.gather(part.rows, CHUNK):
+                digest.update(samples.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def _inputs(
         self,

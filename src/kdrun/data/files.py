@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import Discriminator, Field, PositiveInt, Tag
 
@@ -23,9 +22,9 @@ from kdrun.data.augmentation import Augmentation, PictureConfig, form
 from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
 from kdrun.errors import DataError, StoreError, did_you_mean
+from kdrun.machine import told_size
+from kdrun.memory import room_for_data
 
-MEMORY_SHARE = 0.25
-"""The share of the memory that decoded pictures may take; a folder that needs more is read while it is used."""
 WORTH_KEEPING = 64_000_000
 """Bytes of decoded pictures that take seconds to decode; fewer are decoded anew by every command."""
 DECODED_AS = 1
@@ -38,17 +37,6 @@ IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What file managers leave in folders, apart from hidden files."""
 CHANNELS = {1, 3, 4}
 """Sizes by which the axis of the channels is known."""
-
-
-def memory_limit(device: torch.device) -> int:
-    """Bytes that decoded pictures may take, of the machine's memory and of what a GPU has free."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # Windows does not say
-        memory = 8 << 30
-    if device.type == "cuda":
-        memory = min(memory, torch.cuda.mem_get_info(device)[0])
-    return int(MEMORY_SHARE * memory)
 
 
 # --------------------------------------------------------------------------------- a folder of pictures
@@ -113,6 +101,12 @@ class PictureFiles:
             return decode(self.paths[position], self.size)
         except Exception as error:
             raise DataError(f"{self.paths[position]} can no longer be read: {error}") from error
+
+    def stamp(self, position: int) -> str:
+        """A file's path, bytes and time."""
+        path = self.paths[position]
+        known = path.stat() if path.exists() else None
+        return repr((str(path), known and (known.st_size, known.st_mtime_ns)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -224,8 +218,8 @@ class ImageFolder(SampleSet):
     def _decoded(self, everything: PictureFiles) -> np.ndarray | None:
         """All pictures (N, height, width, 3), a memory map where they do not fit memory; None for lack of room."""
         size = math.prod(everything.shape)
-        fits = size <= memory_limit(self.device)
-        told = f"{len(everything):,} pictures to {size / 1e6:,.0f} MB"
+        fits = size <= room_for_data(self.device)
+        told = f"{len(everything):,} pictures to {told_size(size)}"
         kept = self._kept(everything, told) if size > WORTH_KEEPING or not fits else None
         if kept is not None:
             return np.asarray(kept) if fits else kept

@@ -6,6 +6,7 @@ Tables are rows (N, F); pictures are kept and handed on as (N, H, W, C), so that
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,10 @@ class Pictures(Protocol):
 
     def __getitem__(self, position: int) -> np.ndarray:
         """A picture, uint8 (C, H, W)."""
+        ...
+
+    def stamp(self, position: int) -> str:
+        """What tells a picture from another in its place, without decoding it."""
         ...
 
 
@@ -98,7 +103,11 @@ class Streamed:
     """Samples that are decoded by worker processes while they are used."""
 
     def __init__(self, pictures: Pictures, device: torch.device) -> None:
-        self._pictures, self._device = _ChannelsLast(pictures), device
+        self._files, self._pictures, self._device = pictures, _ChannelsLast(pictures), device
+
+    def stamp(self, rows: Tensor) -> str:
+        """What tells the samples at some positions (N,) from others, without decoding them."""
+        return "\n".join(self._files.stamp(row) for row in rows.tolist())
 
     def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time.
@@ -112,6 +121,7 @@ class Streamed:
             num_workers=WORKERS,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # its own, or it draws from the global one
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         try:
             for pictures in loader:
@@ -119,6 +129,12 @@ class Streamed:
         except DataError as error:  # its text ends with the worker's own error
             error.__traceback__ = None  # it would keep the workers alive until they are killed, seconds later
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """A Ctrl-C reaches workers, too; who saves and says so is the process that trains, which then ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _ChannelsLast:

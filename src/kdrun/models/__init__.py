@@ -3,7 +3,7 @@
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
-from kdrun.models.prepared import Prepared, foldable
+from kdrun.models.prepared import Prepared, Recipe, recipe
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
 from kdrun.models.vgg import VGG
@@ -19,6 +19,7 @@ __all__ = [
     "MobileNetV2",
     "Network",
     "Prepared",
+    "Recipe",
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
@@ -27,9 +28,9 @@ __all__ = [
     "ViT",
     "WideResNet",
     "build",
-    "foldable",
     "load_weights",
     "macs",
     "parameters",
     "read_state",
+    "recipe",
 ]

@@ -28,6 +28,7 @@ def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change the GPUs'
         model: Model = registry.MODELS[config.kind](config, shape, classes)
+    model.made_from = config
     if config.initial_weights is not None:
         start_from(model, read_state(config.initial_weights), str(config.initial_weights))
     return model

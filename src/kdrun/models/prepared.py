@@ -4,47 +4,91 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kdrun.contracts import Arithmetic, Batch, Model, Outputs
 from kdrun.memory import ran_out
+from kdrun.models.fused import Chain, chains, fuse
 from kdrun.models.network import Frozen, Network
+from kdrun.models.tracing import hooked, only_readers
 from kdrun.taps import CLASS_MAPS, Recorder
 
 AGREEMENT = 0.995
 """The share of predictions in which a teacher in bf16 has to agree with itself in fp32."""
-CLOSE = 1e-3
-"""How far the outputs of a folded network may be from those of the network, relative to their size."""
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""How far the outputs of a changed network may be from those of the network, relative to their size."""
+FEW = 32
+"""Samples on which they are compared."""
 
 FOLDS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
 """Which layer takes up which BatchNorm; subclasses may do more than their bases and are left alone."""
+DIMENSIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Linear: 2}
+"""Of an output whose second dimension is the layer's own."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a copy of a network, so that it is fast and says the same.
+
+    ``folds`` are layers with the BatchNorms that they take up, ``chains`` what is fused.
+    """
+
+    folds: frozenset[tuple[str, str]]
+    chains: frozenset[Chain]
+    arithmetic: Arithmetic
+
+
+def recipe(teacher: Frozen, layers: Iterable[str], bf16: bool, sample: Batch) -> Recipe:
+    """How to prepare a network, of which some layers are asked for, for one kind of arithmetic; by running copies.
+
+    Each BatchNorm is folded into the convolution or linear layer whose output it alone reads, unless that output is
+    asked for, and on a CPU sums and ReLUs go with the layers before them; neither where it changes an output.
+    ``bf16`` computes in bf16 throughout where that agrees with fp32 in ``AGREEMENT`` of the predictions for
+    ``sample``, and under autocast otherwise.
+    """
+    asked = frozenset(teacher.model.stages[-1] if layer == CLASS_MAPS else layer for layer in layers)
+    x = sample.views[teacher.view]
+    with torch.no_grad():
+        model = _copied(teacher)
+        folds = frozenset(foldable(model, x[:2], asked).items())
+        folded = copy.deepcopy(model)
+        fold(folded, folds)
+        if _alike(folded, model, asked, x[:FEW]):
+            model = folded
+        else:
+            folds = frozenset()
+        if not bf16:
+            return Recipe(folds, _harmless(model, asked, x[:FEW]), "fp32")
+        rounded, y = copy.deepcopy(model).bfloat16(), x.bfloat16()
+        try:
+            found = _harmless(rounded, asked, y[:FEW])
+            fuse(rounded, found)
+            agreed = bool((_predicted(rounded, y) == _predicted(model, x)).float().mean() >= AGREEMENT)
+        except RuntimeError as error:  # some operation that does not know bf16
+            if ran_out(error):
+                raise
+            agreed = False
+    return Recipe(folds, found, "bf16") if agreed else Recipe(folds, frozenset(), "bf16 autocast")
 
 
 class Prepared(Network):
-    """A copy of a frozen network that gives the outputs of some layers, for one kind of arithmetic.
-
-    Each BatchNorm is folded into the convolution or linear layer whose output it alone reads, unless that output is
-    asked for; weights lie channels_last. ``bf16`` computes in bf16 throughout where that agrees with fp32 in
-    ``AGREEMENT`` of the predictions for ``sample``, and under autocast otherwise; ``arithmetic`` says which.
-    """
+    """A copy of a frozen network made by a recipe for the layers that it is to give, its weights channels_last."""
 
     def __init__(
-        self, teacher: Frozen, layers: Iterable[str], views: Iterable[str], bf16: bool, sample: Batch
+        self, teacher: Frozen, how: Recipe, layers: Iterable[str], views: Iterable[str] = ()
     ) -> None:
-        layers = set(layers)
+        model, self.arithmetic = _copied(teacher), how.arithmetic
         with torch.no_grad():
-            model = folded(teacher, layers - {CLASS_MAPS}, sample)
-            super().__init__(model.to(memory_format=torch.channels_last), teacher.view, teacher.device)
-            self.arithmetic: Arithmetic = "fp32"
-            if bf16:
-                self._take_bf16(sample)
+            fold(model, how.folds)
+            if how.arithmetic == "bf16":
+                model.bfloat16()
+            fuse(model, how.chains)
+        super().__init__(model, teacher.view, teacher.device)
         self.tap(layers, views)
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -58,101 +102,58 @@ class Prepared(Network):
         said = super().look(x.bfloat16() if self.arithmetic == "bf16" else x)
         return replace(said, features={name: feature.float() for name, feature in said.features.items()})
 
-    def _take_bf16(self, sample: Batch) -> None:
-        exact, whole = self(sample).logits.argmax(dim=1), copy.deepcopy(self.model.state_dict())
-        self.model.bfloat16()
-        self.arithmetic = "bf16"
-        try:
-            agreed = bool((self(sample).logits.argmax(dim=1) == exact).float().mean() >= AGREEMENT)
-        except RuntimeError as error:  # some operation that does not know bf16
-            if ran_out(error):
-                raise
-            agreed = False
-        if not agreed:
-            self.model.float().load_state_dict(whole)
-            self.arithmetic = "bf16 autocast"
 
-
-def folded(network: Network, layers: Iterable[str], sample: Batch) -> Model:
-    """A copy of a network's model with its BatchNorms folded, or without where that changes an output."""
-    layers, x = sorted(layers), sample.views[network.view]
-    whole, model = (network.copied(network.model, network.model.state_dict()).model for _ in range(2))
-    for layer, norm in foldable(model, x[:2]).items():
-        if layer not in layers:
-            _fold(model, layer, norm)
-    before, after = (_outputs(m, layers, x) for m in (whole, model))
-    close = all((a - b).norm() <= CLOSE * b.norm() for a, b in zip(after, before, strict=True))
-    return model if close else whole
-
-
-def foldable(model: nn.Module, x: Tensor) -> dict[str, str]:
+def foldable(model: nn.Module, x: Tensor, asked: Iterable[str] = ()) -> dict[str, str]:
     """The layers whose output a BatchNorm and nothing else reads, with its name; by running the model on ``x``."""
-    modules, reads = dict(model.named_modules()), _Reads()
-    runs: dict[str, int] = {}
-    pairs: list[tuple[Tensor, str, str]] = []
-
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        runs[name] = runs.get(name, 0) + 1
-        if type(module) in FOLDS:
-            reads.watch(output, name)
-        elif (layer := reads.maker_of(inputs[0])) and type(module) is FOLDS[type(modules[layer])]:
-            pairs.append((inputs[0], layer, name))
-
-    handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: note(name, m, i, o))
-        for name, module in modules.items()
-        if type(module) in {*FOLDS, *FOLDS.values()}
-    ]
-    try:
-        with reads:
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = dict(model.named_modules())
     return {
-        layer: norm
-        for tensor, layer, norm in pairs
-        if runs[layer] == runs[norm] == reads.of(tensor) == 1
-        and getattr(modules[norm], "running_mean", None) is not None
+        layer: reader.layer
+        for layer, reader in only_readers(model, x, {*FOLDS, *FOLDS.values()}, asked).items()
+        if FOLDS.get(type(modules[layer])) is type(modules[reader.layer])
+        and DIMENSIONS[type(modules[layer])] == reader.dimensions
+        and getattr(modules[reader.layer], "running_mean", None) is not None
+        and not (hooked(modules[layer]) or hooked(modules[reader.layer]))
     }
 
 
-class _Reads(TorchDispatchMode):
-    """How often operations read the outputs of some layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, tuple[Tensor, str]] = {}  # with the tensor, or another could get its id
-        self._count: dict[int, int] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch loads its compiler to skip it
-
-    def watch(self, output: Tensor, layer: str) -> None:
-        """Count what reads a layer's output from now on."""
-        self._made[id(output)] = output, layer
-
-    def maker_of(self, tensor: Tensor) -> str | None:
-        """The layer whose output it is."""
-        return self._made[id(tensor)][1] if id(tensor) in self._made else None
-
-    def of(self, tensor: Tensor) -> int:
-        """How many operations read it."""
-        return self._count.get(id(tensor), 0)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if id(tensor) in self._made:
-                self._count[id(tensor)] = self._count.get(id(tensor), 0) + 1
-        return function(*args, **(kwargs or {}))
+def fold(model: nn.Module, folds: Iterable[tuple[str, str]]) -> None:
+    """Have layers take up BatchNorms, in the model itself."""
+    for layer, norm in folds:
+        module: Any = model.get_submodule(layer)
+        fuse_norm: Any = fuse_linear_bn_eval if isinstance(module, nn.Linear) else fuse_conv_bn_eval
+        model.set_submodule(layer, fuse_norm(module, model.get_submodule(norm)))
+        model.set_submodule(norm, nn.Identity())
 
 
-def _fold(model: nn.Module, layer: str, norm: str) -> None:
-    module: Any = model.get_submodule(layer)
-    fuse: Any = fuse_linear_bn_eval if isinstance(module, nn.Linear) else fuse_conv_bn_eval
-    model.set_submodule(layer, fuse(module, model.get_submodule(norm)))
-    model.set_submodule(norm, nn.Identity())
+def _copied(teacher: Frozen) -> Model:
+    model = teacher.copied(teacher.model, teacher.model.state_dict()).model
+    return model.to(memory_format=torch.channels_last)
+
+
+def _harmless(model: Model, asked: Iterable[str], x: Tensor) -> frozenset[Chain]:
+    """What can be fused without changing an output; nothing where torch lacks the operations."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return frozenset()
+    fused = copy.deepcopy(model)
+    found = chains(fused, x[:2], asked)
+    try:
+        fuse(fused, found)
+        return found if _alike(fused, model, asked, x) else frozenset()
+    except (AttributeError, RuntimeError) as error:
+        if ran_out(error):
+            raise
+        return frozenset()
+
+
+def _predicted(model: Model, x: Tensor) -> Tensor:
+    """The classes (B,), a few samples at a time: memory is for the training's own batches."""
+    return torch.cat([model(some).argmax(dim=1) for some in x.split(FEW)])
+
+
+def _alike(made: Model, model: Model, asked: Iterable[str], x: Tensor) -> bool:
+    """Whether two models say the same of ``x``, up to rounding."""
+    pairs = zip(_outputs(made, asked, x), _outputs(model, asked, x), strict=True)
+    return all((a - b).norm() <= CLOSE[x.dtype] * b.norm() for a, b in pairs)
 
 
 def _outputs(model: nn.Module, layers: Iterable[str], x: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kdrun.errors import StoreError
 from kdrun.store.files import read_json
 from kdrun.store.runs import Store
-from kdrun.store.shelf import lives, maker
+from kdrun.store.shelf import at_work
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def shelved(store: Store) -> list[Shelved]:
 
 def _shelved(path: Path) -> Shelved:
     size = _size(path)
-    if (process := maker(path)) is not None:
-        return Shelved(path, "at work" if lives(process) else "unfinished", size, f"of process {process}")
+    if (busy := at_work(path)) is not None:
+        return Shelved(path, "at work" if busy else "unfinished", size)
     if not (path / "manifest.json").is_file():
         return Shelved(path, "foreign", size, "not from kdrun, which leaves it alone")
     try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +22,11 @@ from kdrun.store.files import digest_of_file, read_json, sync_folder, write_json
 
 SPARE = 1.05
 """What must be free on the disk, as a multiple of what is to be written."""
+
+MAKING, LOCK = ".making", "lock"
+"""How the folder of what is not finished ends, and the file in it that its maker has locked."""
+NEW = 60
+"""Seconds in which a maker has locked its folder, or is gone."""
 
 Form = tuple[tuple[int, ...], str]
 """Shape and type of an array, the type as NumPy writes it: ``"float32"``."""
@@ -71,60 +80,85 @@ class Shelf:
 
         ``about`` goes into the manifest, for people. Raises ``StoreError`` where the disk has no room for them.
         """
-        place, begun = self.folder / key, self.folder / f".{key}.{os.getpid()}"
-        self._sweep()
+        place = self.folder / key
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(begun, ignore_errors=True)
-            begun.mkdir()
-            free = shutil.disk_usage(self.folder).free
-            if free < SPARE * size(forms):
-                raise StoreError(f"{place}: needs {size(forms):,} bytes, and {free:,} are free")
-            arrays: dict[str, np.ndarray] = {
-                name: np.lib.format.open_memmap(begun / f"{name}.npy", "w+", np.dtype(kind), shape)
-                for name, (shape, kind) in forms.items()
-            }
-            yield arrays
-            for array in arrays.values():
-                assert isinstance(array, np.memmap)
-                array.flush()
-            files = {f"{name}.npy": digest_of_file(begun / f"{name}.npy") for name in forms}
-            write_json(begun / "manifest.json", {**about, "files": files})
-            self._place(begun, place)
+            with self._begun(key) as begun:
+                free = shutil.disk_usage(self.folder).free
+                if free < SPARE * size(forms):
+                    raise StoreError(f"{place}: needs {size(forms):,} bytes, and {free:,} are free")
+                arrays = {name: _room(begun / f"{name}.npy", form) for name, form in forms.items()}
+                yield dict(arrays)
+                for array in arrays.values():
+                    array.flush()
+                files = {f"{name}.npy": digest_of_file(begun / f"{name}.npy") for name in forms}
+                write_json(begun / "manifest.json", {**about, "files": files})
+                self._place(begun, place)
         except OSError as error:
             raise StoreError(
                 f"{place}: cannot be written ({size(forms):,} bytes): {error.strerror}"
             ) from error
+
+    @contextmanager
+    def _begun(self, key: str) -> Iterator[Path]:
+        """A folder of this process alone, locked while it is at work; what of it is not placed is taken away."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        begun = Path(tempfile.mkdtemp(MAKING, f".{key}.", self.folder))
+        try:
+            with open(begun / LOCK, "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield begun
         finally:
             shutil.rmtree(begun, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Take away what processes that were killed left behind."""
-        for path in self.folder.glob(".*"):
-            if (process := maker(path)) is not None and not lives(process):
+        for path in self.folder.glob(f".*{MAKING}"):
+            if at_work(path) is False:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _place(self, begun: Path, place: Path) -> None:
         """Take the place of what was damaged; what another process finished meanwhile is as good."""
-        if place.exists() and self.find(place.name) is None:
-            shutil.rmtree(place)
-        if not place.exists():
-            os.replace(begun, place)
-            sync_folder(self.folder)
+        (begun / LOCK).unlink()
+        while True:
+            try:
+                os.replace(begun, place)
+                return sync_folder(self.folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if self.find(place.name) is not None:
+                return None
+            aside = Path(tempfile.mkdtemp(MAKING, f".{place.name}.", self.folder))
+            with suppress(FileNotFoundError):  # another process took it away
+                os.replace(place, aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def maker(path: Path) -> int | None:
-    """The process that makes what will be an entry, by the name of its hidden folder; None for anything else."""
-    hidden, _, process = path.name.rpartition(".")
-    return int(process) if len(hidden) > 1 and hidden[0] == "." and process.isdecimal() else None
+def _room(path: Path, form: Form) -> np.memmap[Any, Any]:
+    """A file for an array, mapped into memory, for which the disk has given all of its room."""
+    shape, kind = form
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(kind), shape)
+    if hasattr(os, "posix_fallocate"):  # or a disk that fills up meanwhile kills the process
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
-def lives(process: int) -> bool:
-    """Whether there is such a process, anybody's."""
+def at_work(path: Path) -> bool | None:
+    """Whether a process still makes what lies here; None for what is no entry in the making.
+
+    One that has no lock yet counts as at work where it is new.
+    """
+    if not (path.name.startswith(".") and path.name.endswith(MAKING)):
+        return None
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        with open(path / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
-    except PermissionError:  # somebody else's
+    except BlockingIOError:
         return True
-    return True
+    except OSError:
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime < NEW
+        return False

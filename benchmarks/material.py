@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.works import PICTURES, PLUGIN, STUDENT, TEACHER, Work
+from benchmarks.works import MOMENTUM, PICTURES, PLUGIN, STUDENT, TEACHER, WEIGHT_DECAY, Work
 from kdrun import models, registry
 from kdrun.config import published_methods  # noqa: F401  (importing the config registers all components)
 from kdrun.contracts import Model
@@ -27,6 +27,9 @@ TEST = 200
 """Pictures of the test split, which is scored outside of all windows."""
 SETTLED = 10
 """Batches that a teacher's BatchNorm statistics are of."""
+
+TEACHER_LR = 0.05
+"""The largest learning rate of a teacher's short training."""
 
 Labelled = tuple[np.ndarray, np.ndarray]
 
@@ -38,6 +41,7 @@ def prepare(work: Work, folder: Path, count: int, data: Path | None) -> str:
     registry.load_plugins([PLUGIN])
     teacher, student = _fresh(work, work.teacher, 1), _fresh(work, work.student, 2)
     _settle(teacher, train[0], work.batch)
+    _teach(teacher, train, work)
     for model, name in ((teacher, TEACHER), (student, STUDENT)):
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / name)
     return what
@@ -80,6 +84,31 @@ def _settle(teacher: Model, train: np.ndarray, batch: int) -> None:
     with torch.no_grad():
         for rows in torch.from_numpy(train[: SETTLED * batch]).split(batch):
             teacher((rows.float().div(255) - mean) / std)
+
+
+def _teach(teacher: Model, train: Labelled, work: Work) -> None:
+    """Train a teacher a little: one that knows nothing is sure of nothing, and no coarser arithmetic agrees with it."""
+    pictures, labels = torch.from_numpy(train[0]), torch.from_numpy(train[1]).long()
+    mean, std = colours(pictures)
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1
+    teacher.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        teacher.parameters(), TEACHER_LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_LR, max(work.lessons, 1))
+    drawn = torch.Generator().manual_seed(3)
+    for _ in range(work.lessons):
+        rows = torch.randint(len(labels), (work.batch,), generator=drawn)
+        x = ((pictures[rows].float().div(255) - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            said = teacher(x)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(said.float(), labels[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    teacher.to(memory_format=torch.contiguous_format)
 
 
 # -------------------------------------------------------------------------------------------- pictures

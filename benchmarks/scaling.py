@@ -6,7 +6,7 @@ import argparse
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ SMALL = Work(
     pictures=4000,
     steps=50,
     warm_up=10,
-    features={},
 )
 
 
@@ -46,7 +45,7 @@ class Point:
     size: int
     work: Work
     students: int = 1
-    pictures: int = 4000
+    pictures: int = SMALL.pictures
     live: bool = True
 
     @property
@@ -84,13 +83,13 @@ def points(dimension: str, most: int) -> list[Point]:
     elif dimension == "classes":
         every = [Point(dimension, size, _with_classes(size)) for size in (10, 100, 1000)]
     else:
-        sizes = [4000 * times for times in (1, 2, 4, 8, 16)]
+        sizes = [SMALL.pictures * times for times in (1, 2, 4, 8, 16)]
         every = [Point(dimension, size, SMALL, pictures=size, live=False) for size in sizes]
     return every[:most]
 
 
 def _with_classes(classes: int) -> Work:
-    return Work(**{**vars(SMALL), "student": {"kind": "resnet8"}, "classes": classes})
+    return replace(SMALL, student={"kind": "resnet8"}, classes=classes)
 
 
 DIMENSIONS = {

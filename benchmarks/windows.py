@@ -150,7 +150,7 @@ class Protocol:
                 break
         best = min(taken, key=lambda window: window.others or 0.0)
         noisy = best.others is not None and best.others > self.others
-        one.windows.append(Window(**{**vars(best), "attempts": len(taken), "disturbed": noisy}))
+        one.windows.append(dataclasses.replace(best, attempts=len(taken), disturbed=noisy))
         shown = "" if best.others is None else f", others {best.others:.2f} of a core"
         tries = f", {len(taken)} tries" if len(taken) > 1 else ""
         self.tell(f"round {number + 1}: {one.name} {best.ms_per_step:.4g} ms/step{shown}{tries}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 PLUGIN = "benchmarks.models"
@@ -19,7 +19,10 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Work:
-    """A teacher, a student and their data. ``steps`` and ``warm_up`` are the defaults of a window."""
+    """A teacher, a student and their data. ``steps`` and ``warm_up`` are the defaults of a window.
+
+    ``lessons`` are the steps that the teacher is trained before anything is measured.
+    """
 
     name: str
     teacher: dict[str, Any]
@@ -31,7 +34,8 @@ class Work:
     pictures: int
     steps: int
     warm_up: int
-    features: dict[str, Any]
+    features: dict[str, Any] = field(default_factory=dict)
+    lessons: int = 0
     classes: int = 10
 
     @property
@@ -45,50 +49,38 @@ class Work:
         )
 
 
-WORKS = {
-    work.name: work
-    for work in (
-        Work(
-            name="A",
-            teacher={"kind": "resnet32x4"},
-            student={"kind": "resnet8x4"},
-            source="cifar10",
-            shape=(3, 32, 32),
-            batch=64,
-            augmented=True,
-            pictures=3840,
-            steps=15,
-            warm_up=3,
-            features={"use": "at"},
-        ),
-        Work(
-            name="B",
-            teacher={"kind": "resnet56"},
-            student={"kind": "resnet20"},
-            source="cifar10",
-            shape=(3, 32, 32),
-            batch=64,
-            augmented=True,
-            pictures=3840,
-            steps=40,
-            warm_up=10,
-            features={"use": "at"},
-        ),
-        Work(
-            name="C",
-            teacher={"kind": "mnist-cnn"},
-            student={"kind": "mlp", "hidden": [50]},
-            source="mnist",
-            shape=(1, 28, 28),
-            batch=128,
-            augmented=False,
-            pictures=60000,
-            steps=300,
-            warm_up=50,
-            features={
-                "use": "hint",
-                "set": {"hint.weight": 1, "hint.student_layer": "pooled", "hint.teacher_layer": "pooled"},
-            },
-        ),
-    )
-}
+A = Work(
+    name="A",
+    teacher={"kind": "resnet32x4"},
+    student={"kind": "resnet8x4"},
+    source="cifar10",
+    shape=(3, 32, 32),
+    batch=64,
+    augmented=True,
+    pictures=3840,
+    steps=15,
+    warm_up=3,
+    features={"use": "at"},
+    lessons=160,
+)
+B = replace(
+    A, name="B", teacher={"kind": "resnet56"}, student={"kind": "resnet20"}, steps=40, warm_up=10, lessons=640
+)
+C = Work(
+    name="C",
+    teacher={"kind": "mnist-cnn"},
+    student={"kind": "mlp", "hidden": [50]},
+    source="mnist",
+    shape=(1, 28, 28),
+    batch=128,
+    augmented=False,
+    pictures=60000,
+    steps=300,
+    warm_up=50,
+    features={
+        "use": "hint",
+        "set": {"hint.weight": 1, "hint.student_layer": "pooled", "hint.teacher_layer": "pooled"},
+    },
+    lessons=400,
+)
+WORKS = {work.name: work for work in (A, B, C)}

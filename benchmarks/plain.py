@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from benchmarks import material
 from benchmarks.gate import Gate
 from benchmarks.works import LR, MOMENTUM, PADDING, SHARE_OF_LABELS, TEMPERATURE, WEIGHT_DECAY, WORKS, Work
+from kdrun.models.fused import chains, fuse
 
 Look = Callable[[Tensor], Tensor]
 """From positions (B,) to the pictures there as the networks see them."""
@@ -30,6 +31,8 @@ def steps(contestant: str, options: argparse.Namespace, _gate: Gate) -> Iterator
     look = (augmented if work.augmented else unchanged)(pictures)
     if tricks:
         look = channels_last(look)
+        if device.type == "cpu":
+            fuse(teacher, chains(teacher, look(torch.arange(2)), []))
     teach = cached(teacher, look, work, len(labels)) if contestant == "tricks-cached" else live(teacher)
     optimizer = torch.optim.SGD(
         student.parameters(), LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True if tricks else None

@@ -107,7 +107,7 @@ def main() -> None:
         "environment": environment(options),
         "dimensions": {},
     }
-    base = _imported_torch(options)
+    base = _idle(options)
     for dimension in options.dimension:
         taken = [_measured(point, base, options) for point in points(dimension, options.most)]
         found = {"points": taken, **_growth([one for one in taken if "ms" in one])}
@@ -139,8 +139,8 @@ def _options() -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------- measuring
 
 
-def _imported_torch(options: argparse.Namespace) -> int:
-    """The peak memory of a process that imported torch and did nothing else."""
+def _idle(options: argparse.Namespace) -> int:
+    """The peak memory of a process that imported kdrun, torch with it, and trains nothing."""
     one = Contestant("torch", Path(), ["torch", "--device", options.device], threads(options))
     peak = one.peak_memory() or 0
     one.end()
@@ -226,7 +226,7 @@ def _memory() -> int | None:
 def _shown(dimension: str, found: dict[str, Any]) -> str:
     """A dimension's table, and what it says in words."""
     title, piece, unit = DIMENSIONS[dimension]
-    head = [dimension, unit, "MiB over torch", "start s", "windows disturbed"]
+    head = [dimension, unit, "MiB over idle", "start s", "windows disturbed"]
     rows = [
         [
             f"{one['size']:,}",

@@ -107,13 +107,16 @@ def students(text, *overrides, teachers=None):
 
 
 class Ears(Console):
-    """A console that keeps what it is told to say."""
+    """A console that shows nothing and keeps what it is told to say or to warn of."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(quiet=True)
         self.heard = []
 
     def say(self, text, style=""):
+        self.heard.append(text)
+
+    def warn(self, text):
         self.heard.append(text)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from statistics import median
 
@@ -53,6 +54,52 @@ def test_ratios_follow_from_the_times(measured):
     assert ratio["against"] == "bare" and ratio["per_round"] == pytest.approx(rounds)
     assert (ratio["min"], ratio["max"]) == pytest.approx((min(rounds), max(rounds)))
     assert contestants["exact"]["against_tricks"] is None
+
+
+class Calm:
+    """A contestant that takes its windows at once, and a machine on which others are busy in the first ones."""
+
+    name, trouble, ready = "calm", None, {"seconds_per_step": 0.5}
+
+    def __init__(self, others):
+        self.windows, self._others = [], iter(others)
+
+    def window(self, lead, steps):
+        return {"steps": steps, "seconds": 0.5 * steps, "samples": 7 * steps}
+
+    def since(self, before):
+        return next(self._others), 0.0
+
+
+@pytest.mark.parametrize(
+    ("others", "stands"),
+    [([0.02], (0.02, 1, False)), ([0.5, 0.04], (0.04, 2, False)), ([0.5, 0.3, 0.4], (0.3, 3, True))],
+)
+def test_windows_in_which_others_were_busy_are_taken_again(monkeypatch, others, stands):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import windows
+
+    one = Calm(others)
+    monkeypatch.setattr(windows.Usage, "now", lambda *_: one)
+    windows.Protocol(rounds=1, seconds=2.0, others=0.1, retries=2).run([one], 3)
+    (window,) = one.windows
+    assert (window.others, window.attempts, window.disturbed) == stands
+    assert window.steps == 4, "about two seconds"
+
+
+def test_growth_and_crossings_are_those_of_the_points(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import scaling
+
+    taken = [{"size": n, "ms": 3.0 * n**2, "bytes": 100 + 10 * n} for n in (1, 2, 4)]
+    growth = scaling._growth(taken)["growth"]
+    assert growth["ms"]["exponent"] == pytest.approx(2)
+    assert growth["ms"]["worse_than_linear"] == [[1, 2], [2, 4]] and not growth["bytes"]["worse_than_linear"]
+    students = [{"size": n, "ms": 8.0 + 2 * n, "bytes": 1} for n in (1, 2, 4)]
+    assert scaling._crossing("students", students, 0, None)["students"] == pytest.approx(4)
+    limit = types.SimpleNamespace(memory=1.0)
+    crossing = scaling._crossing("data", taken, 1 << 20, limit)
+    assert crossing["pictures"] == pytest.approx(((1 << 30) - (1 << 20) - 100) / 10)
 
 
 def test_a_folded_teacher_says_the_same(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from commands import TINY
-from kdrun import assembly, config, registry
+from kdrun import assembly, config, registry, rehearsal
 from kdrun.errors import ConfigError
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
@@ -367,7 +367,7 @@ def rehearsed(folder, text, *options):
     (folder / "c.yaml").write_text(text)
     checked = config.read(Path("c.yaml"), options)
     dataset = assembly.open_dataset(checked)
-    assembly.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
+    rehearsal.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
     return checked
 
 

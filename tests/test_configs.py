@@ -10,7 +10,7 @@ from PIL import Image
 
 import kdrun
 from commands import command
-from kdrun import assembly, config, evaluate
+from kdrun import assembly, config, evaluate, rehearsal
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
 
@@ -90,7 +90,7 @@ def test_a_config_fits_its_data(path, tmp_path):
         options.append(f"dataset.root={pictures(tmp_path / 'pictures')}")
     checked = config.read(path, [*options, "seeds=[0]"])
     dataset = assembly.open_dataset(checked)
-    shown = assembly.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
+    shown = rehearsal.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
     experiment = checked.experiment
     students = len(experiment.students) * len(checked.methods)
     assert len(shown) == len(experiment.teachers) + students

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from commands import TINY, command
-from kdrun import assembly, cache, evaluate, machine, memory, models, split
-from kdrun.console import Console
+from kdrun import assembly, cache, evaluate, machine, memory, models, rehearsal, split
 from kdrun.errors import OutOfMemory, TrainingError
 from kdrun.plan import plan
 from kdrun.store import Store
 from kdrun.store.lock import locked
 from kdrun.student import Student
 from kdrun.train import fit
-from support import checked, checkpoint_always, experiment, outcome, results, run
+from support import Ears, checked, checkpoint_always, experiment, outcome, results, run
 from test_stack import learnt
 from test_stack import text as stacked_text
 
@@ -35,19 +34,6 @@ FOUR = ["alone", "kd", "hint", "rkd"]
 CPU = torch.device("cpu")
 GPU = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 9.00 GiB"
 HOST = "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 3000000 bytes."
-
-
-class Ears(Console):
-    """A console that keeps its lines."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text, style=""):
-        self.lines.append(text)
-
-    warn = say
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +84,7 @@ def figures_of(text, *overrides):
     config = checked(text, *overrides)
     dataset = assembly.open_dataset(config)
     planned = plan(config, dataset.identity())
-    shown = assembly.rehearse(planned, dataset.spec, CPU)
+    shown = rehearsal.rehearse(planned, dataset.spec, CPU)
     return planned, shown, split.figures(shown)
 
 
@@ -197,7 +183,7 @@ def test_a_group_that_is_split_has_the_bits_of_the_whole(whole, tmp_path, monkey
     assert groups[1:] == ([FOUR[:2], FOUR[2:]] if most == 2 else [[method] for method in FOUR])
     assert outcome(tmp_path / "split") == whole
     total = 4 + 4 - most
-    assert [line for line in console.lines if "together they need" in line] == [
+    assert [line for line in console.heard if "together they need" in line] == [
         f"4 students in {4 // most} groups: together they need about {total:.1f} GB, and 4.0 GB are free"
     ]
     unlocked(tmp_path / "split", planned)
@@ -232,11 +218,11 @@ def test_halves_have_the_bits_of_the_whole(whole, tmp_path, monkeypatch, groups,
     assert groups[1:] == [FOUR, FOUR[:2], FOUR[2:]]
     assert outcome(tmp_path / "halves") == whole
     what = "machine ran out where 3.0 MB" if "Default" in str(error) else "GPU ran out where 1.6 GB"
-    assert [line for line in console.lines if "two halves" in line] == [
+    assert [line for line in console.heard if "two halves" in line] == [
         f"the memory of the {what} more were asked for; the 4 students that were trained together are trained "
         "in two halves, from their newest checkpoints"
     ]
-    begun = [line for line in console.lines if "2 students in lock step" in line and " of 8 steps" in line]
+    begun = [line for line in console.heard if "2 students in lock step" in line and " of 8 steps" in line]
     assert len(begun) == 2 and all(("going on at step 5" if saved else "from the start") in b for b in begun)
     unlocked(tmp_path / "halves", planned)
     assert not asked.stop.waits

@@ -8,9 +8,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from kdrun import assembly
+from kdrun import assembly, rehearsal
 from kdrun.config import published_methods
-from kdrun.console import Console
 from kdrun.contracts import HIDDEN, Batch, Draw, LossConfig, Mask, Mix, Outputs
 from kdrun.data.base import _mixed
 from kdrun.models import Prepared
@@ -19,7 +18,7 @@ from kdrun.optimization import Stage, stage_at
 from kdrun.plan import plan
 from kdrun.registry import LOSSES
 from kdrun.schedules import AnyWeightSchedule
-from support import checked, experiment, problems, run, students
+from support import Ears, checked, experiment, problems, run, students
 
 TABLE = """
 name: plugs
@@ -573,7 +572,7 @@ def test_a_rehearsal_tries_every_term_in_its_turn():
     method = "{name: m, use: fitnet, teacher: a}"
     config = checked(with_methods(method))
     dataset = assembly.open_dataset(config)
-    shown = assembly.rehearse(plan(config, dataset.identity()), dataset.spec, torch.device("cpu"))
+    shown = rehearsal.rehearse(plan(config, dataset.identity()), dataset.spec, torch.device("cpu"))
     terms = next(one.terms for one in shown if one.run.method == "m")
     assert terms.keys() == {"ce", "kd", "hint"} and all(value > 0 for value in terms.values())
 
@@ -592,14 +591,9 @@ def test_a_view_that_the_data_lack_is_said_in_words(tmp_path):
 
 
 def test_the_pairs_of_layers_are_told(tmp_path):
-    class Ears(Console):
-        heard: list[str] = []
-
-        def say(self, text, style=""):
-            self.heard.append(text)
-
-    experiment(with_methods("{name: at, use: at, teacher: a}"), tmp_path, console=Ears(quiet=True)).run()
-    assert "student/at: at: body.0 with body.0, body.1 with body.1 of a" in Ears.heard
+    ears = Ears()
+    experiment(with_methods("{name: at, use: at, teacher: a}"), tmp_path, console=ears).run()
+    assert "student/at: at: body.0 with body.0, body.1 with body.1 of a" in ears.heard
 
 
 def test_linear_warm_up_of_the_published_mixes_is_full_in_epoch_20_of_240():

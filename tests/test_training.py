@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdrun import assembly, bookkeeping, models, registry
-from kdrun.console import Console
 from kdrun.contracts import HIDDEN, Loss, LossConfig, Outputs
 from kdrun.data.base import SampleSet
 from kdrun.errors import TrainingError
@@ -27,6 +26,7 @@ from kdrun.store import read_json
 from kdrun.student import REPORT_EVERY, Student
 from kdrun.train import fit
 from support import (
+    Ears,
     break_teachers,
     checked,
     command,
@@ -289,23 +289,21 @@ def test_a_student_freezes_in_the_step_that_is_not_finite(poison, what, optimize
     assert state.keys() == after.keys() and all(torch.equal(state[name], after[name]) for name in state)
 
 
-class Ears(Console):
-    """A console that keeps its warnings, each with the step at which another student heard it."""
+class Witness(Ears):
+    """Keeps with what it is told the step at which a student heard it."""
 
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.heard = []
-        self.witness = None
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
 
     def warn(self, text):
-        self.heard.append((text, self.witness and self.witness.position))
+        self.heard.append((text, self.student.position))
 
 
 def test_a_failure_is_told_within_fifty_steps(poison):
     text = with_methods(TABLE, "kd", poisoned(7, "nan"))
     made, _, dataset, planned = students(text, "dataset.samples=2000")
-    console = Ears()
-    console.witness = made["kd"]
+    console = Witness(made["kd"])
     fit(list(made.values()), dataset, 1, console, lambda: None)
     ((told, position),) = console.heard
     assert dataset.steps(planned.runs[-1].draw) == 125 > 2 * REPORT_EVERY

@@ -105,13 +105,8 @@ class Faculty:
 
     def tables_suffice(self, student: Student, own: Run) -> bool:
         """Whether its losses look at nothing that a table does not hold, whatever the views are."""
-        wants = [(self.teachers[run], student.objective.wants(name)) for name, run in own.teachers.items()]
-        return all(
-            not taps.views
-            and {teacher.model.pooled}.issuperset(taps.teacher)
-            and teacher.view == self.dataset.spec.default_view
-            for teacher, taps in wants
-        )
+        teachers = {name: self.teachers[run] for name, run in own.teachers.items()}
+        return student.objective.tables_suffice(teachers, self.dataset.spec.default_view)
 
     @cached_property
     def sample(self) -> Batch:

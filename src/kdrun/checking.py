@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from kdrun import memory, split
-from kdrun.assembly import Rehearsed, keys_pointed_at, open_dataset, rehearse, resolve_device
+from kdrun.assembly import keys_pointed_at, open_dataset, resolve_device
 from kdrun.config import Config
 from kdrun.contracts import Dataset
 from kdrun.machine import told_size
 from kdrun.plan import Kin, Plan, Run, plan
+from kdrun.rehearsal import Rehearsed, rehearse
 from kdrun.store import Store
 
 
@@ -41,8 +42,15 @@ class Checked:
         of_group = sum(
             run.run.draw == one.run.draw and run.run.role == one.run.role for run in self.rehearsed
         )
-        step = one.step_seconds + one.teacher_seconds / max(of_group, 1)
-        return step * self.steps[one.run.kin] * self.todo[one.run.kin]
+        own = one.step_seconds * self.steps[one.run.kin] * self.todo[one.run.kin]
+        return own + one.teacher_seconds * self._asked(one) / max(of_group, 1)
+
+    def _asked(self, one: Rehearsed) -> float:
+        """About how many batches its teachers are asked: each, or where tables are looked up once each that differs."""
+        steps, copies = self.steps[one.run.kin], self.dataset.copies(one.run.draw)
+        if not one.looked_up or copies is None:
+            return steps * self.todo[one.run.kin]
+        return copies * steps / one.run.training.epochs if self.todo[one.run.kin] else 0
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines."""
@@ -88,7 +96,8 @@ class Checked:
         """The groups to train as they are planned, and as they would be split here; what is said of that."""
         told: list[str] = []
         planned = list(self.plan.groups(self.unfinished))
-        parts = [list(split.fitting(g, self.rehearsed, self.device, told.append)) for g in planned]
+        known = split.figures(self.rehearsed)
+        parts = [split.parts(group, known, self.free, told.append) for group in planned]
         return len(planned), sum(map(len, parts)), told
 
     def remarks(self) -> list[str]:

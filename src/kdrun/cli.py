@@ -515,8 +515,9 @@ def layers(
     plugin: Plugin = None,
 ) -> None:
     """Every layer that a loss may tap, teachers and students side by side, with shapes."""
-    from kdrun.assembly import layer_tables, open_dataset
+    from kdrun.assembly import open_dataset
     from kdrun.plan import plan
+    from kdrun.rehearsal import layer_tables
 
     checked = _config(config, device, seeds, set_, plugin)
     dataset = open_dataset(checked)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping, memory, split
+from kdrun import assembly, bookkeeping, memory, rehearsal, split
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
@@ -39,7 +39,7 @@ class Experiment:
         everything = plan(self.config, dataset.identity())
         wanted = everything.select(roles, methods)
         todo = [run for run in wanted.runs if self.finished(run) is None]
-        rehearsed = assembly.rehearse(wanted, dataset.spec, device) if todo else []
+        rehearsed = rehearsal.rehearse(wanted, dataset.spec, device) if todo else []
         for sentence in [sentence for one in rehearsed for sentence in one.compared]:
             self.console.say(sentence)
         if todo:

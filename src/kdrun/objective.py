@@ -242,6 +242,14 @@ class Objective(nn.Module):
         layers = dict.fromkeys(layer for tap in taps for layer in tap.teacher)
         return Taps(teacher=tuple(layers), views=tuple({view: None for tap in taps for view in tap.views}))
 
+    def tables_suffice(self, teachers: Mapping[str, Frozen], view: str) -> bool:
+        """Whether the terms look at nothing of the teachers but logits and embeddings, of one view of a batch."""
+        wants = [(teacher, self.wants(name)) for name, teacher in teachers.items()]
+        return all(
+            teacher.view == view and not taps.views and {teacher.model.pooled}.issuperset(taps.teacher)
+            for teacher, taps in wants
+        )
+
     @property
     def predictor(self) -> tuple[Loss, tuple[str, ...]] | None:
         """The loss from whose parts an exported student's logits come, if there is one, and the layers it taps."""

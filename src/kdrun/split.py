@@ -8,11 +8,11 @@ from itertools import pairwise
 import torch
 
 from kdrun import memory
-from kdrun.assembly import Rehearsed
 from kdrun.errors import OutOfMemory, TrainingError
 from kdrun.machine import told_size
 from kdrun.optimization import Training
 from kdrun.plan import Kin, Run
+from kdrun.rehearsal import Rehearsed
 
 FLOAT_BYTES = 4
 COPIES = 4
@@ -59,23 +59,30 @@ def fitting(
     needs more even alone is a part by itself, after the others.
     """
     known = figures(rehearsed)
-    unknown = any(run.kin not in known for run in group)  # weights from a file are not rehearsed
-    if unknown or needed(group, known) <= memory.free_memory(device):
+    if fits(group, known, memory.free_memory(device)):
         yield group
         return
     memory.release()
-    for part in _parts(group, known, memory.free_memory(device), say):
+    for part in parts(group, known, memory.free_memory(device), say):
         yield part
         memory.release()
 
 
-def _parts(group: list[Run], known: Figures, free: int, say: Callable[[str], None]) -> list[list[Run]]:
+def fits(group: Sequence[Run], known: Figures, free: int) -> bool:
+    """Whether runs fit together; those that take their weights from a file are not rehearsed, and do."""
+    return any(run.kin not in known for run in group) or needed(group, known) <= free
+
+
+def parts(group: list[Run], known: Figures, free: int, say: Callable[[str], None]) -> list[list[Run]]:
+    """A group in the fewest parts of which each fits, as ``fitting`` gives them; says so."""
+    if fits(group, known, free):
+        return [group]
     large = [run for run in group if needed([run], known) > free]
-    parts = _fewest([run for run in group if run not in large], known, free) + [[run] for run in large]
-    if len(parts) > 1:
+    found = _fewest([run for run in group if run not in large], known, free) + [[run] for run in large]
+    if len(found) > 1:
         size = told_size(needed(group, known))
         say(
-            f"{len(group)} {group[0].role}s in {len(parts)} groups: together they need about {size}, "
+            f"{len(group)} {group[0].role}s in {len(found)} groups: together they need about {size}, "
             f"and {told_size(free)} are free"
         )
     for run in large:
@@ -83,16 +90,16 @@ def _parts(group: list[Run], known: Figures, free: int, say: Callable[[str], Non
             f"{run.title}: needs about {told_size(needed([run], known))} even alone, and {told_size(free)} are free; "
             "it is tried anyway, since this is an estimate"
         )
-    return parts
+    return found
 
 
 def _fewest(group: list[Run], known: Figures, free: int) -> list[list[Run]]:
     """Parts alike in size, of which each fits; each of the runs does."""
     for count in range(1, len(group)):
         edges = [len(group) * number // count for number in range(count + 1)]
-        parts = [group[first:last] for first, last in pairwise(edges)]
-        if all(needed(part, known) <= free for part in parts):
-            return parts
+        several = [group[first:last] for first, last in pairwise(edges)]
+        if all(needed(part, known) <= free for part in several):
+            return several
     return [[run] for run in group]
 
 

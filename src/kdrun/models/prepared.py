@@ -15,6 +15,7 @@ from kdrun.contracts import Arithmetic, Batch, Model, Outputs
 from kdrun.memory import ran_out
 from kdrun.models.fused import Chain, chains, fuse
 from kdrun.models.network import Frozen, Network
+from kdrun.models.replayed import Replayed
 from kdrun.models.tracing import hooked, only_readers
 from kdrun.taps import CLASS_MAPS, Recorder
 
@@ -77,7 +78,10 @@ def recipe(teacher: Frozen, layers: Iterable[str], bf16: bool, sample: Batch) ->
 
 
 class Prepared(Network):
-    """A copy of a frozen network made by a recipe for the layers that it is to give, its weights channels_last."""
+    """A copy of a frozen network made by a recipe for the layers that it is to give, its weights channels_last.
+
+    On a GPU its passes are recorded and replayed. All layers are asked for when it is made.
+    """
 
     def __init__(
         self, teacher: Frozen, how: Recipe, layers: Iterable[str], views: Iterable[str] = ()
@@ -90,6 +94,7 @@ class Prepared(Network):
             fuse(model, how.chains)
         super().__init__(model, teacher.view, teacher.device)
         self.tap(layers, views)
+        self._pass = Replayed(super().look) if teacher.device.type == "cuda" else super().look
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (B, C) and the layers' outputs in float32, without gradients."""
@@ -99,7 +104,7 @@ class Prepared(Network):
 
     def look(self, x: Tensor) -> Outputs:
         """The outputs in float32 for inputs (B, …) of one view."""
-        said = super().look(x.bfloat16() if self.arithmetic == "bf16" else x)
+        said = self._pass(x.bfloat16() if self.arithmetic == "bf16" else x)
         return replace(said, features={name: feature.float() for name, feature in said.features.items()})
 
 

@@ -1,0 +1,219 @@
+"""Trying all that a config asks for, a step of each, before anything is downloaded or trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from kdrun import models, registry
+from kdrun.assembly import (
+    DRY_SAMPLES,
+    bare_network,
+    dry_surroundings,
+    finished_network,
+    fresh_network,
+    from_file,
+    student_of,
+)
+from kdrun.contracts import Spec
+from kdrun.errors import Mismatch, OutOfMemory, Path, Problem, WeightsError
+from kdrun.evaluate import wait_for
+from kdrun.memory import watched
+from kdrun.models import Frozen, Network
+from kdrun.objective import Surroundings, build_term
+from kdrun.plan import Kin, Plan, Run
+from kdrun.stack import why_not
+from kdrun.taps import LayerTable
+
+MOST_SAMPLES = 4096
+"""Samples of the largest batch that a step is tried with."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What dry steps of a run, of so many ``samples``, showed.
+
+    Sizes, seconds of its step and its teachers' passes, weighted terms, and which layers are compared with which;
+    whether it takes its steps together with others that are ``stackable``, and whether what its losses look at can be
+    ``looked_up`` where the samples allow it.
+    """
+
+    run: Run
+    parameters: int
+    macs: int
+    adapter_parameters: int
+    teacher_parameters: dict[str, int]
+    samples: int
+    activation_bytes: int
+    stackable: bool
+    looked_up: bool
+    step_seconds: float
+    teacher_seconds: float
+    terms: dict[str, float]
+    compared: list[str]
+
+
+def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool = False) -> list[Rehearsed]:
+    """Build every model and every loss and take one step of each run on random inputs.
+
+    Raises ``ConfigError`` with every layer, shape and file that does not fit, before anything is trained or
+    downloaded. ``whole_batches`` takes the steps at the config's batch sizes, for an estimate of time.
+    """
+    problems: list[Problem] = []
+    teachers: dict[str, Frozen] = {}
+    shown: dict[Kin, Rehearsed] = {}
+    broken: set[tuple[str, str]] = set()
+    for run in plan.runs:
+        if (
+            run.kin in shown
+            or (run.role, run.name) in broken
+            or any(name not in teachers for name in run.teachers)
+        ):
+            continue
+        try:
+            network = _without_download(run, spec, device)
+            if run.role == "teacher":
+                teachers[run.name] = (
+                    from_file(run, spec, device)
+                    if run.weights
+                    else _frozen_as_finished(run, network, spec, device)
+                )
+        except Mismatch as error:
+            problems.append(_problem(error, run.path if error.key == "view" else (*run.path, "model")))
+            broken.add((run.role, run.name))
+            continue
+        except WeightsError as error:
+            place = ("weights",) if run.weights else ("model", "initial_weights")
+            problems.append(Problem((*run.path, *place), str(error)))
+            broken.add((run.role, run.name))
+            continue
+        size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
+        found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
+        found += _mixing_problems(run, network, spec)
+        problems += found
+        if found or run.weights is not None:
+            continue
+        try:
+            with watched():
+                shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
+        except OutOfMemory as error:
+            raise OutOfMemory(
+                f"{run.title}: {error} in a step of {size} samples; write a smaller `training.batch_size`"
+            ) from error.__cause__
+        except ValueError as error:  # BatchNorm refuses a batch of one
+            problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
+    if problems:
+        raise plan.config.error(dict.fromkeys(problems))
+    return list(shown.values())
+
+
+def _frozen_as_finished(run: Run, network: Network, spec: Spec, device: torch.device) -> Frozen:
+    """A teacher as those that learn from it will see it: with a loss's parts, where it predicts by them."""
+    predicts = any(registry.LOSSES[loss.kind].at_inference for loss in run.losses)
+    seen = finished_network(run, spec, device) if predicts else network
+    return Frozen(seen.model, seen.view, device)
+
+
+def _without_download(run: Run, spec: Spec, device: torch.device) -> Network:
+    """The run's network with its local file of weights, but not with those that would have to be fetched."""
+    local = run.model.initial_weights is not None and run.weights is None
+    return fresh_network(run, spec, device) if local else bare_network(run, spec, device)
+
+
+def _problem(error: Mismatch, path: Path) -> Problem:
+    return Problem((*path, error.key) if error.key else path, str(error), error.hint)
+
+
+def _term_problems(run: Run, around: Surroundings) -> Iterable[Problem]:
+    for config, path in zip(run.losses, run.loss_paths, strict=True):
+        try:
+            build_term(config, around)
+        except Mismatch as error:
+            yield _problem(error, path)
+
+
+def _mixing_problems(run: Run, network: Network, spec: Spec) -> Iterable[Problem]:
+    shape = spec.shapes[network.view]
+    if run.training.cutmix and len(shape) != 3:
+        words = f"cutmix cuts pictures, and the samples are {'×'.join(map(str, shape))} numbers"
+        yield Problem(run.path, words, "use mixup")
+
+
+def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int) -> Rehearsed:
+    own = {name: teachers[name] for name in run.teachers}
+    student = student_of(run, dry_surroundings(run, network, own, spec, size), steps=1)
+    batch = spec.random_batch(size).to(network.device)
+    taught = {name: teacher(batch) for name, teacher in own.items()}
+    teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
+    activation_bytes = _saved_bytes(lambda: student.step(batch, taught), student.parameters)
+    terms, seconds = dict(student.rehearsed()), 0.0
+    turns = student.turns()
+    for epoch, following in pairwise([*turns, run.training.epochs]):
+        student.position = epoch
+        took = _seconds(lambda: student.step(batch, taught), network.device)
+        seconds += took * (following - epoch) / run.training.epochs
+        terms |= student.rehearsed()
+    return Rehearsed(
+        run=run,
+        parameters=models.parameters(student.exportable),
+        macs=models.macs(student.exported().model, spec.shapes[network.view]),
+        adapter_parameters=sum(p.numel() for p in student.objective.parameters()),
+        teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
+        samples=size,
+        activation_bytes=activation_bytes,
+        stackable=run.training.stack and why_not(student) is None,
+        looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
+        step_seconds=seconds,
+        teacher_seconds=teacher_seconds,
+        terms=dict.fromkeys(student.objective.weights, 0.0) | terms,
+        compared=[
+            f"{run.title.rpartition('/')[0]}: {sentence}"
+            for term in student.objective.named.values()
+            for sentence in term.compared
+        ],
+    )
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    wait_for(device)
+    began = time.perf_counter()
+    action()
+    wait_for(device)
+    return time.perf_counter() - began
+
+
+def _saved_bytes(action: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
+    """What a step keeps for its gradients beside the parameters, in bytes."""
+    sizes = {p.untyped_storage().data_ptr(): 0 for p in parameters}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        action()
+    return sum(sizes.values())
+
+
+def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:
+    """The tappable layers of every teacher and student, by role and name."""
+    cpu = torch.device("cpu")
+    tables: dict[tuple[str, str], LayerTable] = {}
+    for run in plan.runs:
+        if (run.role, run.name) not in tables:
+            try:
+                network = (
+                    bare_network(run, spec, cpu)
+                    if run.role == "student"
+                    else finished_network(run, spec, cpu)
+                )
+            except Mismatch as error:
+                raise plan.config.error([_problem(error, (*run.path, "model"))]) from error
+            batch = spec.random_batch(2)
+            tables[run.role, run.name] = network.describe(batch, f"the {run.role} '{run.name}'")
+    return tables

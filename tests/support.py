@@ -102,7 +102,8 @@ def students(text, *overrides, teachers=None):
         if run_.role == "student" and run_.seed == first
     }
     for student in made.values():
-        student.teachers = {name: teachers[name] for name in student.objective.taught_by}
+        names = {name for term in student.objective.named.values() for name in term.teachers}
+        student.teachers = {name: teachers[name] for name in sorted(names)}
     return made, teachers, dataset, planned
 
 

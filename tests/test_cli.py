@@ -19,7 +19,7 @@ import typer
 
 import kdrun
 from commands import TINY, command, process, surroundings
-from kdrun import cli, compare, config, listing, registry
+from kdrun import checking, cli, compare, config, listing, registry
 from kdrun.console import Console
 from kdrun.errors import (
     ConfigError,
@@ -32,6 +32,8 @@ from kdrun.errors import (
     UsageError,
     WeightsError,
 )
+from kdrun.store import Store
+from support import checked
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -514,6 +516,19 @@ def test_check_says_what_is_large_and_what_is_to_do(done_again):
     assert rows["kd"]["steps"] == 3
     assert told["seconds"] == pytest.approx(rows["hint"]["seconds"])
     assert 0.5 < rows["alone"]["terms"]["ce"] < 3, "of one step, near ln 3"
+
+
+@pytest.mark.parametrize("cache, passes", [("true", 1), ("false", 3 * 2)])
+def test_check_counts_a_teacher_that_is_looked_up_once(tmp_path, cache, passes):
+    """And one that is asked live in each epoch of each seed."""
+    overrides = ["training.epochs=3", "seeds=[0, 1]", f"training.cache={cache}"]
+    told = checking.check(checked(TINY, *overrides), Store(tmp_path), lambda text: None)
+    (kd,) = [one for one in told.rehearsed if one.run.method == "kd"]
+    steps = told.steps[kd.run.kin]
+    assert told._asked(kd) == passes * steps / 3
+    company = 2  # the control counts as one that shares the teacher
+    own = kd.step_seconds * steps * 2
+    assert told.seconds(kd) == pytest.approx(own + kd.teacher_seconds * told._asked(kd) / company)
 
 
 def test_check_estimates_memory_with_the_activations(tiny):

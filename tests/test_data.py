@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 import zipfile
@@ -21,7 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kdrun import assembly, registry
-from kdrun.contracts import HIDDEN, Draw, Spec
+from kdrun.contracts import HIDDEN, Dataset, Draw, Spec
 from kdrun.data import Raw, SampleSet, files, sampling, sources
 from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
 from kdrun.errors import DataError
@@ -767,6 +768,38 @@ def test_all_ways_to_keep_pictures_give_the_same_bits(folder, monkeypatch, tmp_p
         assert all_same(sets["memory"].split("test", 3), sets[way].split("test", 3))
         assert sets["memory"].test_hash() == sets[way].test_hash()
     assert torch.random.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_hash_of_training_samples_is_of_what_they_hold(folder, monkeypatch, tmp_path, way):
+    """Not of their files' names and sizes: other pixels of a BMP change neither."""
+
+    def hashes():
+        dataset, _ = by_way(way, monkeypatch, tmp_path, root=str(folder), size=4, augmentation="standard")
+        return dataset.train_hash(), Dataset.train_hash(dataset), dataset.identity()
+
+    path = folder / "train" / "a" / "more.bmp"
+    found = []
+    for shade in (0, 0, 255):
+        if not found or shade:
+            Image.new("RGB", (4, 4), (shade, shade, shade)).save(path)
+            os.utime(path, ns=(shade, shade))
+        found.append(hashes())
+    one, again, other = found
+    assert one == again and one[2] == other[2]
+    assert one[0] != other[0] and one[1] != other[1]
+
+
+def test_workers_leave_signals_to_the_process_that_trains():
+    """Who saves, and says so once, is that process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        sources._leave_signals_to_the_parent(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_every_way_is_told_before_it_is_gone(folder, monkeypatch, tmp_path):

@@ -104,6 +104,7 @@ class Stem(models.CNN):
 
     def __init__(self, config, shape, classes):
         super().__init__(config, shape, classes)
+        self.preactivations = ()
         self.body[0] = nn.ModuleDict({"stem": nn.Sequential(self.body[0][0]), "norm": self.body[0][1]})
 
     def forward(self, x):
@@ -141,15 +142,24 @@ def test_a_linear_layer_over_tokens_is_not_folded():
 
 
 def test_sums_and_relus_go_with_the_convolutions_before_them():
-    frozen, batch = teacher("resnet8")
+    frozen, batch = teacher("resnet14")
     block, last = "layer1.0", frozen.model.preactivations[-1]
     found = recipe(frozen, [], False, batch).chains
     assert Chain(f"{block}.conv1", None, f"{block}.relu1") in found
     assert Chain(f"{block}.conv2", f"{block}.add", f"{block}.relu") in found
-    assert sum(isinstance(m, Fused) for m in prepare(frozen, [], batch).model.modules()) == len(found) == 7
-    asked = recipe(frozen, [f"{block}.bn1", last], False, batch).chains
+    assert sum(isinstance(m, Fused) for m in prepare(frozen, [], batch).model.modules()) == len(found) == 13
+    assert last == "layer3.1.add" and Chain("layer3.1.conv2", last, None) in found
+    asked = recipe(frozen, [f"{block}.bn1", f"{block}.add"], False, batch).chains
     assert not any(chain.layer == f"{block}.conv1" for chain in asked)
-    assert Chain("layer3.0.conv2", "layer3.0.add", None) in asked and last == "layer3.0.add"
+    assert Chain(f"{block}.conv2", f"{block}.add", None) in asked
+
+
+@pytest.mark.parametrize("kind", ["resnet14", "wrn-16-1", "vgg8"])
+def test_losses_on_named_layers_share_one_teacher(kind):
+    frozen, batch = teacher(kind)
+    plain = recipe(frozen, [], False, batch)
+    for layers in (frozen.model.stages, frozen.model.preactivations, [frozen.model.pooled]):
+        assert recipe(frozen, layers, False, batch) == plain
 
 
 def test_what_follows_in_place_goes_along_too():

@@ -9,7 +9,7 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
-from kdrun import assembly, bookkeeping
+from kdrun import bookkeeping, rehearsal
 from kdrun.errors import Interrupted, StoreError
 from kdrun.interrupts import Stop
 from kdrun.store import read_json
@@ -112,7 +112,7 @@ def to_the_end(text, root, *overrides):
 def test_stopped_after_every_single_step(tmp_path, monkeypatch, recipe):
     overrides = RECIPES[recipe]
     run(BASE, tmp_path / "whole", *overrides)
-    monkeypatch.setattr(assembly, "rehearse", lambda *_: [])
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
     stopping_after(1, monkeypatch)
     groups = (
         3 if "few" in recipe else 2

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import save_file
 
 import kdrun
-from kdrun import assembly, bookkeeping, models, registry
+from kdrun import assembly, bookkeeping, models, registry, rehearsal
 from kdrun import plan as plan_module
 from kdrun.console import Console
 from kdrun.errors import Interrupted, StoreError, TrainingError
@@ -83,7 +83,7 @@ def test_a_second_run_trains_nothing_and_changes_nothing(tmp_path, monkeypatch):
     assert trained == TITLES
     before = without_clock(tree(tmp_path))
     no_training(monkeypatch)
-    monkeypatch.setattr(assembly, "rehearse", lambda *_: pytest.fail("nothing is to be trained"))
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: pytest.fail("nothing is to be trained"))
     run(BASE, tmp_path)
     assert without_clock(tree(tmp_path)) == before
 

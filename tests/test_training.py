@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from kdrun import assembly, bookkeeping, models, registry
+from kdrun import assembly, bookkeeping, models, registry, rehearsal
 from kdrun.contracts import HIDDEN, Loss, LossConfig, Outputs
 from kdrun.data.base import SampleSet
 from kdrun.errors import TrainingError
@@ -451,7 +451,7 @@ def test_who_sees_which_labels(tmp_path, monkeypatch):
     *_, dataset, _ = students(with_methods(FEW, "kd"))
     labels = torch.from_numpy(dataset.labels("train", given=True))
     monkeypatch.setattr(Student, "step", noted)
-    monkeypatch.setattr(assembly, "rehearse", lambda *_: [])
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
     run(with_methods(FEW, "kd"), tmp_path)
     teacher, control, method = (seen[n] for n in ("big/seed 0", "small/alone/seed 1", "small/kd/seed 1"))
     assert len(seen["small/alone/seed 1"]) == len(seen["small/kd/seed 1"]) == 9

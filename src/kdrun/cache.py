@@ -16,6 +16,7 @@ from torch import Tensor
 from kdrun.console import Console
 from kdrun.contracts import Arithmetic, Batch, Dataset, Draw, Outputs, Taps
 from kdrun.errors import StoreError, TrainingError
+from kdrun.evaluate import not_finite
 from kdrun.machine import told_size
 from kdrun.memory import room_for_data
 from kdrun.models import Frozen, Prepared, Recipe, recipe
@@ -235,9 +236,7 @@ class Faculty:
 
 
 def _demand_finite(said: Tensor, batch: Batch, name: str) -> None:
-    bad = ~said.isfinite().flatten(1).all(dim=1)
-    if bad.any():
-        samples = ", ".join(str(i) for i in batch.index[bad].tolist()[:10])
+    if samples := not_finite(said, batch):
         raise TrainingError(
             f"the output of the teacher '{name}' is not finite for the training samples {samples}; "
             "mend the data or the teacher's weights"

@@ -33,6 +33,12 @@ def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
     return all_scores(predictions["logits"], predictions["labels"])
 
 
+def not_finite(part: torch.Tensor, batch: Batch) -> str | None:
+    """The positions of up to ten samples of a batch for which something (B, …) of theirs is not finite, or None."""
+    bad = ~part.flatten(1).isfinite().all(dim=1)
+    return ", ".join(str(place) for place in batch.index[bad].tolist()[:10]) if bad.any() else None
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until a device has done what it was given; a GPU works behind the program's back."""
     if device.type == "cuda":

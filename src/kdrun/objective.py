@@ -231,11 +231,6 @@ class Objective(nn.Module):
         """The terms that look at a teacher."""
         return [label for label, term in self.named.items() if term.teachers]
 
-    @property
-    def taught_by(self) -> list[str]:
-        """The teachers that some term looks at."""
-        return list(dict.fromkeys(name for term in self.named.values() for name in term.teachers))
-
     def wants(self, teacher: str) -> Taps:
         """The layers and the further views of a teacher that the terms look at."""
         taps = [term.taps[teacher] for term in self.named.values() if teacher in term.taps]

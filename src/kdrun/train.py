@@ -10,7 +10,7 @@ from torch import Tensor
 from kdrun.console import Console
 from kdrun.contracts import Batch, Dataset, Draw, Outputs, Teacher
 from kdrun.errors import TrainingError
-from kdrun.evaluate import score
+from kdrun.evaluate import not_finite, score
 from kdrun.stack import teams
 from kdrun.student import REPORT_EVERY, Failure, Lesson, Student
 
@@ -114,9 +114,7 @@ def _demand_finite(student: Student, failure: Failure, dataset: Dataset) -> None
     """Raises ``TrainingError`` where the batch that stopped a student, or a teacher's answer to it, is to blame."""
     batch = next(dataset.batches(student.draw, failure.epoch, failure.step))
     for what, part in _parts(batch, {name: teacher(batch) for name, teacher in student.teachers.items()}):
-        bad = ~part.flatten(1).isfinite().all(dim=1)
-        if bad.any():
-            samples = ", ".join(str(i) for i in batch.index[bad].tolist()[:10])
+        if samples := not_finite(part, batch):
             raise TrainingError(
                 f"{what} is not finite in epoch {failure.epoch + 1}, step {failure.step + 1} of it, for the training "
                 f"samples {samples}; mend the data or the teacher's weights"

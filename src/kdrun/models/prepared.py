@@ -48,12 +48,13 @@ def recipe(teacher: Frozen, layers: Iterable[str], bf16: bool, sample: Batch) ->
     """How to prepare a network, of which some layers are asked for, for one kind of arithmetic; by running copies.
 
     Each BatchNorm is folded into the convolution or linear layer whose output it alone reads, unless that output is
-    asked for, and on a CPU sums and ReLUs go with the layers before them; neither where it changes an output.
+    asked for, and on a CPU sums and ReLUs go with the layers before them; neither where it changes an output. What
+    the model names as preactivations stays for all, so that losses on them need no teacher of their own.
     ``bf16`` computes in bf16 throughout where that agrees with fp32 in ``AGREEMENT`` of the predictions for
     ``sample``, and under autocast otherwise.
     """
     asked = frozenset(teacher.model.stages[-1] if layer == CLASS_MAPS else layer for layer in layers)
-    x = sample.views[teacher.view]
+    kept, x = asked.union(teacher.model.preactivations), sample.views[teacher.view]
     with torch.no_grad():
         model = _copied(teacher)
         folds = frozenset(foldable(model, x[:2], asked).items())
@@ -64,10 +65,10 @@ def recipe(teacher: Frozen, layers: Iterable[str], bf16: bool, sample: Batch) ->
         else:
             folds = frozenset()
         if not bf16:
-            return Recipe(folds, _harmless(model, asked, x[:FEW]), "fp32")
+            return Recipe(folds, _harmless(model, kept, x[:FEW]), "fp32")
         rounded, y = copy.deepcopy(model).bfloat16(), x.bfloat16()
         try:
-            found = _harmless(rounded, asked, y[:FEW])
+            found = _harmless(rounded, kept, y[:FEW])
             fuse(rounded, found)
             agreed = bool((_predicted(rounded, y) == _predicted(model, x)).float().mean() >= AGREEMENT)
         except RuntimeError as error:  # some operation that does not know bf16

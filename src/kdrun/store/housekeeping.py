@@ -77,7 +77,7 @@ def _referenced(store: Store) -> set[str]:
 
 
 def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = _size(folder)
     result = store.result(folder)
     if result is not None:
         fingerprint = result.manifest["fingerprint"]

@@ -138,6 +138,21 @@ def test_two_that_make_one_at_once_do_not_disturb_each_other(tmp_path):
     assert (place.find("key").arrays["logits"] == 2.5).all() and names(place) == ["key"]
 
 
+def test_a_sweep_that_is_faster_than_the_lock_is_noticed(tmp_path, monkeypatch):
+    """A folder whose lock is there and not held yet looks like one of a process that was killed."""
+    place, real, swept = Shelf(tmp_path), shelf.fcntl.flock, []
+
+    def late(file, how):
+        if how == shelf.fcntl.LOCK_EX and not swept:
+            swept.append(names(place))
+            place._sweep()
+        real(file, how)
+
+    monkeypatch.setattr(shelf.fcntl, "flock", late)
+    filled(place)
+    assert len(swept[0]) == 1 and names(place) == ["key"] and place.find("key") is not None
+
+
 def test_a_disk_that_has_no_room_left_is_one_message(tmp_path, monkeypatch):
     """It gives its room before anything is written: a page that finds none later kills the process."""
 

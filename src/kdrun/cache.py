@@ -198,7 +198,8 @@ class Faculty:
         if run not in self._hashes:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.teachers[run].model.state_dict().items()):
-                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy())
             self._hashes[run] = digest.hexdigest()
         return self._hashes[run]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -61,14 +62,10 @@ def fit(
     pause()
 
 
-def _asked(teacher: Teacher, batch: Batch) -> Outputs:
-    return teacher(batch)
-
-
 def lessons_of(
     students: Sequence[Student],
     batches: Mapping[Draw, Batch],
-    ask: Callable[[Teacher, Batch], Outputs] = _asked,
+    ask: Callable[[Teacher, Batch], Outputs] = operator.call,
 ) -> dict[Student, Lesson]:
     """Each student's batch, and what its teachers say of it; no teacher is asked twice about one batch."""
     questions = dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values())

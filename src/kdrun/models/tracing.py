@@ -34,9 +34,8 @@ def only_readers(
         runs[name] = runs.get(name, 0) + 1
         for place, tensor in enumerate(inputs):
             if maker := reads.maker_of(tensor):
-                in_place = (
-                    reads.of(tensor) if output is tensor else None
-                )  # later ones read what it made of it
+                # What reads a tensor later that was changed in place reads what became of it.
+                in_place = reads.of(tensor) if output is tensor else None
                 found.append((maker, Reader(name, place, tensor.ndim), tensor, in_place))
         reads.watch(output, name)
 

@@ -103,18 +103,22 @@ class Shelf:
         """A folder of this process alone, locked while it is at work; what of it is not placed is taken away."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        begun = Path(tempfile.mkdtemp(MAKING, f".{key}.", self.folder))
-        try:
-            with open(begun / LOCK, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield begun
-        finally:
-            shutil.rmtree(begun, ignore_errors=True)
+        while True:
+            begun = Path(tempfile.mkdtemp(MAKING, f".{key}.", self.folder))
+            try:
+                with open(begun / LOCK, "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if (begun / LOCK).exists():  # or another process's sweep was faster
+                        yield begun
+                        return
+            finally:
+                shutil.rmtree(begun, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Take away what processes that were killed left behind."""
+        """Take away what processes that were killed left behind; what has no lock yet is left to ``clean``."""
         for path in self.folder.glob(f".*{MAKING}"):
-            if at_work(path) is False:
+            with suppress(OSError), open(path / LOCK) as lock:  # locked by its maker, or gone
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
 
     def _place(self, begun: Path, place: Path) -> None:

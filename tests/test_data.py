@@ -656,6 +656,17 @@ def test_pictures_come_channels_last(name):
             assert view.shape[1:] == (3, 6, 6) and view.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_pictures_that_nothing_augments_are_normalised_once_where_there_is_room(monkeypatch):
+    ready, held = small(), small(strong_view="strong")
+    monkeypatch.setattr("kdrun.data.base.room_for_data", lambda device: 0)
+    cramped = small()
+    kinds = [d._parts["train"].source._samples.dtype for d in (ready, held, cramped)]
+    assert kinds == [torch.float32, torch.uint8, torch.uint8]
+    for split in ("train", "test"):
+        assert whole(ready, split)[0].equal(whole(cramped, split)[0])
+    assert all_same(ready.batches(Draw(0, 8, mixup=1.0), 1), cramped.batches(Draw(0, 8, mixup=1.0), 1))
+
+
 def test_crop_pads_with_black():
     dataset = small(augmentation=[{"kind": "crop", "padding": 6}])
     mean, std = dataset._normaliser

@@ -16,8 +16,9 @@ from torch import Tensor
 from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split
 from kdrun.data import augmentation, sampling
 from kdrun.data.augmentation import boxes
-from kdrun.data.sources import Inputs, Source, Streamed, source
+from kdrun.data.sources import Inputs, Source, Stored, Streamed, source
 from kdrun.errors import DataError
+from kdrun.memory import room_for_data
 from kdrun.randomness import derive, generator
 
 VIEW, STRONG = "input", "strong"
@@ -185,6 +186,7 @@ class SampleSet(Dataset):
             pieces = self._standardised(pieces)
         unique = {id(piece.inputs): piece.inputs for piece in pieces.values()}
         sources = {key: source(inputs, device) for key, inputs in unique.items()}
+        self._as_seen = not self.pictures or self._normalise(list(sources.values()))
         parts = {name: self._part(sources[id(piece.inputs)], piece) for name, piece in pieces.items()}
         parts["train"], self._labelled = self._with_hidden_labels(parts["train"])
         self._parts = parts
@@ -232,6 +234,17 @@ class SampleSet(Dataset):
             std[std < 1e-6] = 1  # a channel of one colour
         mean, std = (figures.float().view(-1, 1, 1).to(self.device) for figures in (mean, std))
         return mean, std
+
+    def _normalise(self, sources: Sequence[Source]) -> bool:
+        """Normalise stored pictures once, where nothing augments them and there is room; whether that was done."""
+        stored = [one for one in sources if isinstance(one, Stored)]
+        size = sum(one.numbers for one in stored) * torch.float32.itemsize
+        augmented = any(self._augmentations.values())
+        if augmented or len(stored) < len(sources) or size > room_for_data(self.device):
+            return False
+        for one in stored:
+            one.change(self._normalised, CHUNK)
+        return True
 
     def _standardised(self, pieces: dict[Split, Piece]) -> dict[Split, Piece]:
         """Tables by the training split's mean and std, reckoned in float64 and kept in float32."""
@@ -362,15 +375,17 @@ class SampleSet(Dataset):
         drawn: Sequence[augmentation.Drawn] = (),
     ) -> Tensor:
         """Stored samples as a network sees them, augmented by some parts; pictures come channels last."""
-        if not self.pictures:
-            return samples
-        shape = samples.shape
         if parts:
             pictures = augmentation.apply(parts, samples.permute(0, 3, 1, 2), self._normaliser[0], drawn)
             samples = pictures.permute(0, 2, 3, 1)
+        seen = samples if self._as_seen else self._normalised(samples)
+        return seen.permute(0, 3, 1, 2) if self.pictures else seen
+
+    def _normalised(self, samples: Tensor) -> Tensor:
+        """Pictures (B, H, W, C) in [0, 1] or of bytes, by the mean and the std of each channel."""
         values = augmentation.unit(samples).reshape(len(samples), -1)
         mean, std = self._colours
-        return (values - mean).div_(std).view(shape).permute(0, 3, 1, 2)
+        return (values - mean).div_(std).view(samples.shape)
 
 
 def _rows(drawn: Sequence[augmentation.Drawn], rows: Tensor) -> list[augmentation.Drawn]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol
@@ -58,6 +58,18 @@ class Stored:
 
     def __init__(self, samples: np.ndarray, device: torch.device) -> None:
         self._samples = torch.from_numpy(np.require(samples, requirements=["C", "W"])).to(device)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all samples are together."""
+        return self._samples.numel()
+
+    def change(self, how: Callable[[Tensor], Tensor], size: int) -> None:
+        """Keep the samples as ``how`` makes them, ``size`` at a time: float32 of the same shapes."""
+        changed = torch.empty_like(self._samples, dtype=torch.float32)
+        for part, samples in zip(changed.split(size), self._samples.split(size), strict=True):
+            part.copy_(how(samples))
+        self._samples = changed
 
     def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time."""

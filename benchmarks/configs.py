@@ -97,6 +97,7 @@ def experiment(
         "training": recipe | training,
         "teacher": models.teacher,
         "student": {"model": models.student},
+        "controls": "none",
         "methods": named,
     }
 

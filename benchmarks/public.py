@@ -13,9 +13,9 @@ from benchmarks.gate import Gate
 from benchmarks.works import PLUGIN
 from kdrun import config, registry
 from kdrun.bookkeeping import command_line
-from kdrun.config import ALONE
 from kdrun.console import Console
 from kdrun.contracts import Dataset
+from kdrun.controls import CONTROLS
 from kdrun.experiment import Experiment
 from kdrun.interrupts import stop_on_signals
 from kdrun.plan import Run
@@ -51,7 +51,7 @@ class WithoutControl(Experiment):
 
     def train(self, group: list[Run], dataset: Dataset, device: torch.device) -> None:
         """Train the rest of a group as ever."""
-        super().train([run for run in group if run.method != ALONE], dataset, device)
+        super().train([run for run in group if run.method not in CONTROLS], dataset, device)
 
 
 def steps(contestant: str, options: argparse.Namespace, gate: Gate) -> Iterator[int]:

@@ -21,6 +21,7 @@ seeds: [0, 1]
 training: {epochs: 1, batch_size: 16}
 teacher: {model: {kind: mlp, hidden: [8]}}
 student: {model: {kind: mlp, hidden: [4]}}
+controls: none
 methods: [kd]
 """
 

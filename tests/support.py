@@ -86,7 +86,7 @@ def students(text, *overrides, teachers=None):
     device = assembly.resolve_device("cpu")
     dataset = assembly.open_dataset(checked_config)
     dataset.load(device)
-    planned = plan(checked_config, dataset.identity())
+    planned = plan(checked_config, dataset)
     if teachers is None:
         teachers = {}
         for run_ in planned.runs:

@@ -19,6 +19,7 @@ seeds: [0]
 training: {epochs: 3, batch_size: 16, optimizer: {kind: sgd, lr: 0.02}}
 teacher: {model: {kind: cnn, width: 4, hidden: 12}}
 student: {model: {kind: cnn, width: 2, hidden: 8}}
+controls: none
 methods: METHODS
 """
 AUGMENTED = "dataset.augmentation={copies: 2, parts: strong}"

@@ -155,7 +155,13 @@ methods: [kd, {name: kd, use: hint}]
   c.yaml:4:22: methods.1.name: a second method is named 'kd'; names are unique
 
 methods: [{name: alone, use: kd}]
-  c.yaml:4:18: methods.alone.name: 'alone' is the control's name; it is always added; take another
+  c.yaml:4:18: methods.alone.name: 'alone' is a control's name; `controls:` adds it; take another
+
+methods: [label-smoothing]
+  c.yaml:4:11: methods.label-smoothing.name: 'label-smoothing' is a control's name; `controls:` adds it; take another
+
+methods: [{name: x, losses: [{kind: ce, shuffle_teacher: true}]}]
+  c.yaml:4:41: methods.x.losses.ce: 'ce' looks at no teacher; remove it
 
 methods: [{name: x, losses: [kd, kd]}]
   c.yaml:4:34: methods.x.losses.1: a second term is named 'kd'; give one of them a `name`
@@ -367,7 +373,7 @@ def rehearsed(folder, text, *options):
     (folder / "c.yaml").write_text(text)
     checked = config.read(Path("c.yaml"), options)
     dataset = assembly.open_dataset(checked)
-    rehearsal.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
+    rehearsal.rehearse(plan(checked, dataset), dataset.spec, torch.device("cpu"))
     return checked
 
 
@@ -541,10 +547,38 @@ def test_the_name_is_the_files_where_nothing_is_said(folder):
 # ---------------------------------------------------------------------------------------------- methods
 
 
-def test_the_control_is_always_there():
-    control = terms("dataset: digits")
-    assert list(control) == ["alone"]
-    assert [(term["kind"], term["weight"]) for term in control["alone"]] == [("ce", 1.0)]
+TAUGHT = """
+dataset: digits
+teachers: {a: {model: mlp}, b: {model: mlp, seed: 1}}
+student: {model: mlp}
+"""
+
+
+@pytest.mark.parametrize(
+    ("controls", "names"),
+    {
+        "default": ["alone", "label-smoothing"],
+        "none": ["alone"],
+        "all": ["alone", "label-smoothing", "shuffled-teacher", "matched-cost"],
+        "[matched-cost, alone]": ["alone", "matched-cost"],
+    }.items(),
+)
+def test_the_controls_are_added_by_themselves(controls, names):
+    assert list(terms(f"{TAUGHT}\ncontrols: {controls}")) == names
+
+
+def test_what_the_controls_are():
+    control = terms(f"{TAUGHT}\ncontrols: all")
+    for name, smoothing in (("alone", None), ("label-smoothing", 0.1), ("matched-cost", None)):
+        [term] = control[name]
+        assert (term["kind"], term["weight"], term["label_smoothing"]) == ("ce", 1.0, smoothing)
+    ce, kd = control["shuffled-teacher"]
+    assert (ce["kind"], ce["weight"], kd["kind"], kd["weight"]) == ("ce", 0.1, "kd", 0.9)
+    assert kd["shuffle_teacher"] and not ce["shuffle_teacher"] and kd["teacher"] == ["a", "b"]
+
+
+def test_without_a_teacher_there_are_no_controls_that_need_one():
+    assert list(terms("dataset: digits\ncontrols: all")) == ["alone", "label-smoothing"]
 
 
 def test_a_published_mix_is_written_out():

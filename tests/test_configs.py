@@ -11,6 +11,7 @@ from PIL import Image
 import kdrun
 from commands import command
 from kdrun import assembly, config, evaluate, rehearsal
+from kdrun.controls import CONTROLS
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
 
@@ -90,7 +91,7 @@ def test_a_config_fits_its_data(path, tmp_path):
         options.append(f"dataset.root={pictures(tmp_path / 'pictures')}")
     checked = config.read(path, [*options, "seeds=[0]"])
     dataset = assembly.open_dataset(checked)
-    shown = rehearsal.rehearse(plan(checked, dataset.identity()), dataset.spec, torch.device("cpu"))
+    shown = rehearsal.rehearse(plan(checked, dataset), dataset.spec, torch.device("cpu"))
     experiment = checked.experiment
     students = len(experiment.students) * len(checked.methods)
     assert len(shown) == len(experiment.teachers) + students
@@ -105,7 +106,7 @@ def test_a_config_trains(path, tmp_path):
     rows = json.loads(told.out)["rows"]
     assert {row["status"] for row in rows} == {"finished"}
     assert {row["protocol"]["test_samples"] for row in rows} == {4}
-    assert {row["method"] for row in rows if row["role"] == "student"} == set(checked.methods) - {"alone"}
+    assert {row["method"] for row in rows if row["role"] == "student"} == set(checked.methods) - {*CONTROLS}
     assert {row["model"] for row in rows if row["role"] == "teacher"} == set(checked.experiment.teachers)
 
 

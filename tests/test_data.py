@@ -1340,7 +1340,7 @@ def test_one_teacher_serves_students_with_and_without_copies():
             "teacher: {model: {kind: mlp}}\nstudent: {model: {kind: mlp}}\nmethods: [kd]\n"
         )
         config = checked(text)
-        runs = plan(config, assembly.open_dataset(config).identity()).runs
+        runs = plan(config, assembly.open_dataset(config)).runs
         return [{run.fingerprint for run in runs if run.role == role} for role in ("teacher", "student")]
 
     teachers, students = fingerprints("standard")

@@ -12,7 +12,7 @@ import kdrun
 PACKAGE = Path(kdrun.__file__).parent
 
 FLOORS = [
-    {"errors", "schema"},
+    {"errors", "schema", "controls"},
     {
         "machine",
         "eager",
@@ -27,6 +27,7 @@ FLOORS = [
     {"memory"},
     {"contracts"},
     {"losses", "data", "models", "optimization", "statistics", "store"},
+    {"report"},
     {"config", "objective", "evaluate"},
     {"student", "plan"},
     {"stack"},
@@ -34,7 +35,7 @@ FLOORS = [
     {"train", "rehearsal"},
     {"split"},
     {"bookkeeping", "listing", "advice"},
-    {"experiment", "compare", "checking", "profiling"},
+    {"experiment", "compare", "gate", "checking", "profiling"},
     {"cli"},
     {"__main__"},
 ]
@@ -47,9 +48,12 @@ LIGHT = {
     "registry",
     "interrupts",
     "console",
+    "controls",
     "statistics",
+    "report",
     "store",
     "compare",
+    "gate",
     "cli",
 }
 """What must not import torch, not even through what it imports."""

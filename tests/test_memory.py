@@ -27,6 +27,7 @@ seeds: [3]
 training: {epochs: 2, batch_size: 16, optimizer: {kind: sgd, lr: 0.02}, mixup: 0.3, ema: 0.8}
 teacher: {model: {kind: cnn, width: 4, hidden: 8}}
 student: {model: {kind: cnn, width: 3, hidden: 8, dropout: 0.3}}
+controls: none
 methods: [kd, hint, rkd]
 """
 """Four students and a control among them, eight steps each."""
@@ -83,7 +84,7 @@ def narrow(monkeypatch):
 def figures_of(text, *overrides):
     config = checked(text, *overrides)
     dataset = assembly.open_dataset(config)
-    planned = plan(config, dataset.identity())
+    planned = plan(config, dataset)
     shown = rehearsal.rehearse(planned, dataset.spec, CPU)
     return planned, shown, split.figures(shown)
 

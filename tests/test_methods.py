@@ -7,6 +7,7 @@ import torch
 
 from kdrun import config
 from kdrun.contracts import JointLoss
+from kdrun.controls import CONTROLS
 from kdrun.models import Deployed, parameters
 from kdrun.registry import LOSSES
 from kdrun.store import read_json
@@ -23,6 +24,7 @@ teachers:
   a: {model: {kind: resnet14}}
   b: {model: {kind: resnet8}, seed: 1}
 student: {model: {kind: resnet8}}
+controls: [label-smoothing]
 methods:
 """
 
@@ -30,11 +32,11 @@ methods:
 def text_of(names):
     """A config with some published methods; those that look at one teacher look at 'a'."""
     lines = []
-    for name in names:
+    for name in (name for name in names if name not in CONTROLS):
         losses = [LOSSES[term["kind"]] for term in PUBLISHED[name].losses]
         one = any(loss.needs_teacher for loss in losses) and not any(issubclass(x, JointLoss) for x in losses)
         lines.append(f"  - {{name: {name}, use: {name}{', teacher: a' if one else ''}}}")
-    return HEAD + "\n".join(lines)
+    return HEAD + ("\n".join(lines) or "  []")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ seeds: [0, 1]
 training: {epochs: 3, batch_size: 16, optimizer: {kind: sgd, lr: 0.02}}
 teacher: {model: {kind: cnn, width: 4, hidden: 12}}
 student: {model: {kind: mlp, hidden: [8]}}
+controls: none
 methods: METHODS
 """
 MAPS = "student.model={kind: cnn, width: 2, hidden: 8}"

@@ -34,6 +34,7 @@ BASE = """
       big: {model: {kind: mlp, hidden: [12, 12], batch_norm: true}}
     students:
       small: {model: {kind: mlp, hidden: [8, 8], dropout: 0.3, batch_norm: true}}
+    controls: none
     methods: [kd, hint]
 """
 """Three steps an epoch, nine in all; the teacher, then ``alone``, ``kd`` and ``hint`` in lock step."""
@@ -394,9 +395,9 @@ def test_a_signal_while_results_are_stored_begins_nothing_more(tmp_path, monkeyp
     made = experiment(BASE, tmp_path)
     original = bookkeeping.Seat.finish
 
-    def finish(seat):
+    def finish(seat, *what):
         made.stop._ask(signal.SIGTERM, None)
-        return original(seat)
+        return original(seat, *what)
 
     monkeypatch.setattr(bookkeeping.Seat, "finish", finish)
     with pytest.raises(Interrupted, match="what was finished is stored") as caught:

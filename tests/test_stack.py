@@ -25,6 +25,7 @@ seeds: [0, 1]
 training: {epochs: 2, batch_size: 16, stack: true, optimizer: {kind: sgd, lr: 0.005}}
 teacher: {model: {kind: mlp, hidden: [24]}}
 student: {model: {kind: mlp, hidden: [12]}}
+controls: none
 methods: METHODS
 """
 

@@ -21,6 +21,7 @@ def test_a_first_step_loads_no_compiler_and_no_other_library(tmp_path):
         training: {epochs: 1, batch_size: 512}
         teacher: {model: {kind: mlp, hidden: [16]}}
         student: {model: {kind: cnn, width: 4}}
+        controls: none
         methods: [kd, rkd]
         """)
     )

@@ -76,7 +76,7 @@ GROUPS = {"pictures": (PICTURES, ["at", *SEVEN[1:]]), "table": (TABLE, SEVEN)}
 
 
 def with_methods(base, *methods):
-    return base + "    methods: [" + ", ".join(methods) + "]\n"
+    return base + "    controls: none\n    methods: [" + ", ".join(methods) + "]\n"
 
 
 # ------------------------------------------------------------------------------------------------- bits
@@ -558,7 +558,7 @@ CHAIN = with_methods(
 
 def fingerprints(text, *overrides):
     config = checked(text, *overrides)
-    planned = plan(config, assembly.open_dataset(config).identity())
+    planned = plan(config, assembly.open_dataset(config))
     return {(run_.name, run_.method): run_.fingerprint for run_ in planned.runs}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -83,14 +82,7 @@ def keys_pointed_at(config: Config) -> Iterator[None]:
 
 def bare_network(run: Run, spec: Spec, device: torch.device) -> Network:
     """The run's network for weights that come from elsewhere: no file is read, nothing downloaded."""
-    return fresh_network(without_files(run), spec, device)
-
-
-def without_files(run: Run) -> Run:
-    """The run with a model that starts from no file's weights and from none that are downloaded."""
-    files = {"initial_weights": None, "pretrained": False}.items()
-    without = {key: value for key, value in files if hasattr(run.model, key)}
-    return replace(run, model=run.model.model_copy(update=without))
+    return fresh_network(run.without_files(), spec, device)
 
 
 def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:

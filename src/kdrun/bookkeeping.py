@@ -21,9 +21,9 @@ from kdrun.assembly import finished_network, from_file, make_student, resolve_bf
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
-from kdrun.contracts import Dataset, Spec
+from kdrun.contracts import Dataset, Spec, Split
 from kdrun.errors import Problem, TrainingError
-from kdrun.evaluate import latencies, predict
+from kdrun.evaluate import latencies, likenesses, predict, temperature
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
@@ -36,6 +36,8 @@ from kdrun.student import Student
 
 CHECKPOINT_SECONDS = float(os.environ.get("KDRUN_CHECKPOINT_SECONDS", "30"))
 """Between two checkpoints; 0 writes one after every step."""
+LIKENESS_SPLITS: tuple[Split, ...] = ("train", "test")
+"""The samples on which a student is compared with its teachers."""
 
 
 @contextmanager
@@ -111,16 +113,19 @@ class Seat:
         if self.student.failure is None:
             self.workplace.save(self.student.checkpoint(self.resolved))
 
-    def finish(self) -> str | None:
-        """Score on the test set, once, and store the result; the failure in words, if there is one."""
+    def outcome(self) -> Frozen | None:
+        """The network that is scored: the one that was read, or the one that ``selection`` chose; None if it failed."""
         if self.run.weights is not None:
-            network, seconds, metrics = from_file(self.run, self.dataset.spec, self.device), 0.0, []
-        elif self.student.failure is not None:
+            return from_file(self.run, self.dataset.spec, self.device)
+        return None if self.student.failure is not None else self.student.selected()
+
+    def finish(self, network: Frozen | None, likeness: Mapping[str, Any] | None) -> str | None:
+        """Score on the test set, once, and store the result; the failure in words, if there is one."""
+        if network is None:
             failure = self.student.failure
+            assert failure is not None
             self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
             return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
-        else:
-            network, seconds, metrics = self.student.selected(), self.student.seconds, self.student.metrics
         predictions = predict(network, self.dataset.split("test"))
         if not np.isfinite(predictions["logits"]).all():
             self.workplace.fail(
@@ -130,22 +135,24 @@ class Seat:
                 f"{self.run.title}: its outputs on the test set are not finite; try a smaller learning rate"
             )
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
-        shape = self.dataset.spec.shapes[network.view]
+        fitted = temperature(network, self.dataset.split("validation"))
+        trained = self.run.weights is None
         manifest = {
             "kind": self.run.role,
             "name": self.run.name,
             "method": self.run.method,
             "seed": self.run.seed,
-            "scores": all_scores(predictions["logits"], predictions["labels"]),
+            "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
+            "likeness": likeness,
             "cost": {
                 "parameters": models.parameters(network.model),
-                "macs": models.macs(network.model, shape),
+                "macs": models.macs(network.model, self.dataset.spec.shapes[network.view]),
             },
             "resolved": self.resolved,
             "protocol": self._protocol(len(predictions["labels"])),
-            "train_seconds": seconds,
+            "train_seconds": self.student.seconds if trained else 0.0,
         }
-        self.workplace.finish(manifest, weights, predictions, metrics)
+        self.workplace.finish(manifest, weights, predictions, self.student.metrics if trained else [])
         return None
 
     def _protocol(self, test_samples: int) -> dict[str, Any]:
@@ -203,6 +210,26 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
             kind = "/".join(filter(None, (seat.run.name, seat.run.method)))
             first.console.say_once(f"{kind} is not stacked: {reason}")
         seat.go_on()
+
+
+def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen]) -> list[str]:
+    """Score the runs of a group and store their results; the failures in words."""
+    networks = [seat.outcome() for seat in seats]
+    taught = [
+        (seat, network, [teachers[run] for run in seat.run.teachers.values()])
+        for seat, network in zip(seats, networks, strict=True)
+        if network is not None and seat.run.teachers
+    ]
+    alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
+    for split in LIKENESS_SPLITS if taught else ():
+        figures = likenesses([(network, of) for _, network, of in taught], seats[0].dataset.split(split))
+        for (seat, _, _), one in zip(taught, figures, strict=True):
+            alike[seat.run.fingerprint][split] = one
+    told = [
+        seat.finish(network, alike.get(seat.run.fingerprint))
+        for seat, network in zip(seats, networks, strict=True)
+    ]
+    return [failure for failure in told if failure is not None]
 
 
 class Keeper:

@@ -152,7 +152,7 @@ def check(config: Config, store: Store, say: Callable[[str], None], on_device: b
     """
     device = resolve_device(config.experiment.device)
     dataset = open_dataset(config)
-    planned = plan(config, dataset.identity())
+    planned = plan(config, dataset)
     rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
     if dataset.at_hand:
         with keys_pointed_at(config):

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kdrun.config import Config
     from kdrun.console import Console
     from kdrun.experiment import Experiment
+
+Format = Literal["text", "md", "csv", "json", "latex"]
 
 NEIGHBOURS = Neighbours()
 """What other processes work from the start of this one on, above all while it loads torch."""
@@ -74,6 +76,15 @@ Plugin = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Shown(NamedTuple):
+    """What is shown of a comparison, and how."""
+
+    format: Format
+    pairs: bool = False
+    bootstrap: bool = False
+    mixed: bool = False
 
 
 def main() -> NoReturn:
@@ -164,6 +175,35 @@ def compare(
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Compare what is finished; train nothing.")
     ] = False,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="How the table is printed on stdout.", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also every two methods of a student against each other.")
+    ] = False,
+    bootstrap: Annotated[
+        bool,
+        typer.Option(
+            "--bootstrap", help="Also an interval from resamples of seeds and test samples together."
+        ),
+    ] = False,
+    mixed: Annotated[
+        bool,
+        typer.Option("--mixed", help="Rows of different protocols in one table; each says how it differs."),
+    ] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under",
+            metavar="METHOD=SCORE",
+            help="Exit with 3 where a method's mean score is lower: kd=0.92. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit with 3 where a method is worse than alone.")
+    ] = False,
     out: Out = Path("runs"),
     device: Device = None,
     seeds: Seeds = None,
@@ -173,6 +213,10 @@ def compare(
     plugin: Plugin = None,
 ) -> None:
     """Make sure of everything that the configs ask for, then print the comparison table."""
+    from kdrun.gate import Gate
+
+    gate = Gate.read(fail_under or [], fail_if_worse)
+    shown = Shown(_format(format_, json_), pairs, bootstrap, mixed)
     if no_train:
         if device or seeds or set_:
             raise UsageError(
@@ -180,15 +224,16 @@ def compare(
             )
         names = [_name_without_torch(config, out) for config in configs]
         _require_distinct(names)
-        _print_comparison(out, names, None, json_, quiet)
+        gate.demand(_print_comparison(out, names, None, shown, quiet))
         return
     checked = [_config(config, device, seeds, set_, plugin) for config in configs]
     for one, config in zip(checked, configs, strict=True):
         _require_students(one, config)
     names = [one.experiment.name for one in checked]
     _require_distinct(names)
+    gate.require(method for one in checked for method in one.methods)
     failures = []
-    with _told_after(lambda: _print_comparison(out, names, None, json_, quiet)):
+    with _told_after(lambda: gate.demand(_print_comparison(out, names, None, shown, quiet))):
         for one in checked:
             with _experiment(one, out, quiet) as experiment:
                 try:
@@ -300,44 +345,75 @@ def _require_methods(config: Config, wanted: list[str] | None) -> None:
 # ----------------------------------------------------------------------------------------- reporting
 
 
-def _report(experiment: Experiment, roles: list[str], json_: bool, methods: list[str] | None = None) -> None:
-    def wanted(row: dict[str, Any]) -> bool:
-        return row["role"] in roles and (methods is None or row["method"] in {*methods, "alone"})
+def _format(format_: Format | None, json_: bool) -> Format:
+    """``--json`` is short for ``--format json``."""
+    if json_ and format_ not in (None, "json"):
+        raise UsageError(f"--json and --format {format_} exclude each other; keep one of them")
+    return "json" if json_ else format_ or "text"
 
-    name = experiment.config.experiment.name
-    _print_comparison(experiment.store.root, [name], wanted, json_, experiment.console.quiet, demand=False)
+
+def _report(experiment: Experiment, roles: list[str], json_: bool, methods: list[str] | None = None) -> None:
+    from kdrun.controls import CONTROLS
+
+    def wanted(row: dict[str, Any]) -> bool:
+        return row["role"] in roles and (methods is None or row["method"] in {*methods, *CONTROLS})
+
+    name, shown = experiment.config.experiment.name, Shown(_format(None, json_))
+    _print_comparison(experiment.store.root, [name], wanted, shown, experiment.console.quiet, demand=False)
 
 
 def _print_comparison(
     out: Path,
     names: list[str],
     wanted: Callable[[dict[str, Any]], bool] | None,
-    json_: bool,
+    shown: Shown,
     quiet: bool,
     demand: bool = True,
-) -> None:
+) -> dict[str, Any]:
     """Print the rows on stdout, where they are also written; with ``demand``, a missing run is a failure."""
     from kdrun import compare as comparing
     from kdrun.store import Store
 
     store = Store(out)
     parts = comparing.materials(store, names)
-    compared = comparing.comparison(parts)
+    compared = comparing.comparison(parts, comparing.Extras(shown.bootstrap, shown.pairs))
     missing = [run for part in parts for run in part.missing]
     if demand:
-        folder = comparing.write(store, compared, several=len(names) > 1)
+        folder = comparing.write(store, compared, several=len(names) > 1, mixed=shown.mixed)
         _note(f"written to {folder}/comparison.json, .md and .csv", quiet)
     if wanted is not None:
         compared = compared | {"rows": [row for row in compared["rows"] if wanted(row)]}
-    if json_:
-        print(json.dumps(compared, indent=1))
-    else:
-        _print_table(comparing.heading(compared), *comparing.cells(compared["rows"]), keys=1 + len(names[:2]))
+    _print(compared, shown)
     if demand and missing:
         which = ", ".join(sorted({f"{run['name']}/{run['method'] or 'teacher'}" for run in missing}))
         raise StoreError(
             f"{len(missing)} runs are not finished: {which}; run kdrun compare without --no-train"
         )
+    return compared
+
+
+def _print(compared: dict[str, Any], shown: Shown) -> None:
+    """A comparison in the format that is asked for."""
+    from kdrun.report import table
+
+    match shown.format:
+        case "json":
+            print(json.dumps(compared, indent=1))
+        case "md":
+            print(table.markdown(compared, shown.mixed), end="")
+        case "csv":
+            print(table.csv_text(compared), end="")
+        case "latex":
+            print(table.latex(compared, shown.mixed), end="")
+        case "text":
+            for one in table.tables(compared, shown.mixed):
+                head, lines = table.cells(one.rows)
+                _print_table(one.heading, head, lines, keys=3 if "experiment" in head else 2)
+                print()
+            if compared.get("pairs"):
+                _print_table("every two methods", *table.pair_cells(compared["pairs"]), keys=3)
+                print()
+            _print_sentences(compared["remarks"])
 
 
 def _print_table(title: str, head: list[str], lines: list[list[str]], keys: int) -> None:
@@ -357,6 +433,15 @@ def _print_table(title: str, head: list[str], lines: list[list[str]], keys: int)
         for line in lines:
             table.add_row(*(line[number] for number in columns))
         console.print(table)
+
+
+def _print_sentences(sentences: list[str]) -> None:
+    """A line each, broken between words where a terminal is narrower."""
+    from rich.console import Console as RichConsole
+
+    console = RichConsole(highlight=False)
+    for sentence in sentences:
+        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _width(widths: list[int]) -> int:
@@ -521,7 +606,7 @@ def layers(
 
     checked = _config(config, device, seeds, set_, plugin)
     dataset = open_dataset(checked)
-    tables = layer_tables(plan(checked, dataset.identity()), dataset.spec)
+    tables = layer_tables(plan(checked, dataset), dataset.spec)
     if json_:
         shown = {
             f"{role} {name}": {k: list(v) for k, v in table.shapes.items()}

@@ -1,22 +1,25 @@
-"""Finished runs become rows, and rows become a table; no torch."""
+"""Finished runs become rows: every student beside its control, with a verdict; no torch."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import StoreError
-from kdrun.statistics import scores, summary
+from kdrun.report import table
+from kdrun.report.words import remarks
+from kdrun.statistics import inference, scores, summary
+from kdrun.statistics.inference import Difference
+from kdrun.statistics.resampling import Resamples
 from kdrun.store import Result, Store, read_json, write_json
 from kdrun.store.files import write_text
-
-CONTROL = "alone"
 
 KEYS = [
     "teacher",
@@ -27,13 +30,16 @@ KEYS = [
     "std",
     "gain",
     "gain_interval",
+    "gain_covers",
     "gap_closed",
     "gap_interval",
     "verdict",
     "p_value",
     "seeds_needed",
+    "detectable",
     "agreement",
     "agreement_train",
+    "copied_errors",
     "kl_to_teacher",
     "nll",
     "brier",
@@ -51,8 +57,21 @@ KEYS = [
     "status",
 ]
 """What a row holds besides role, model and method; null where it does not apply or is not known yet."""
+SCORES = ["nll", "brier", "ece", "ece_scaled"]
+LIKENESS = {"agreement": "test", "agreement_train": "train", "copied_errors": "test", "kl_to_teacher": "test"}
+"""How alike a student and its teachers are, and on which samples."""
 
 Row = dict[str, Any]
+Family = dict[str, list[dict[str, Any]]]
+"""A student's runs by method."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is reckoned on request only: intervals from resamples, and every pair of methods."""
+
+    bootstrap: bool = False
+    pairs: bool = False
 
 
 @dataclass
@@ -73,17 +92,50 @@ class Material:
                 self.results[run["fingerprint"]] = result
         path = self.store.root / self.resolved["name"] / "latency.json"
         self.latency = read_json(path)["models"] if path.is_file() else {}
-        self._logits: dict[str, np.ndarray] = {}
+        self._predicted: dict[tuple[str, ...], np.ndarray] = {}
+        self._resampled: dict[str, np.ndarray] = {}
 
-    def logits(self, fingerprint: str) -> np.ndarray:
-        """A run's test logits (N, C)."""
-        if fingerprint not in self._logits:
-            self._logits[fingerprint] = self.results[fingerprint].predictions()["logits"]
-        return self._logits[fingerprint]
+    @property
+    def metric(self) -> str:
+        """What the runs are scored by."""
+        return str(self.resolved["metric"])
 
-    def labels(self, fingerprint: str) -> np.ndarray:
-        """The test labels that a run was scored on (N,)."""
-        return self.results[fingerprint].predictions()["labels"]
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The test labels (N,)."""
+        return next(iter(self.results.values())).predictions()["labels"]
+
+    def logits(self, *members: str) -> np.ndarray:
+        """The test logits (N, C) of a run, or of several together."""
+        said = [self.results[member].predictions()["logits"] for member in members]
+        return said[0] if len(said) == 1 else scores.ensemble(said)
+
+    def predicted(self, *members: str) -> np.ndarray:
+        """The classes (N,) that a run, or several together, take the test samples for."""
+        if members not in self._predicted:
+            self._predicted[members] = self.logits(*members).argmax(axis=1)
+        return self._predicted[members]
+
+    def score(self, *members: str) -> float:
+        """The score of a run, or of several together."""
+        if len(members) == 1:
+            return float(self.results[members[0]].manifest["scores"][self.metric])
+        return scores.score(self.metric, self.predicted(*members), self.labels)
+
+    def samples(self, fingerprint: str) -> int:
+        """The test samples that a run was scored on."""
+        return int(self.results[fingerprint].manifest["protocol"]["test_samples"])
+
+    @cached_property
+    def resamples(self) -> Resamples:
+        """Resamples of the test set, the same ones for all runs."""
+        return Resamples(self.labels, self.metric)
+
+    def resampled(self, fingerprint: str) -> np.ndarray:
+        """A run's scores on the resamples."""
+        if fingerprint not in self._resampled:
+            self._resampled[fingerprint] = self.resamples.scores(self.predicted(fingerprint))
+        return self._resampled[fingerprint]
 
 
 def materials(store: Store, names: Iterable[str]) -> list[Material]:
@@ -99,41 +151,57 @@ def materials(store: Store, names: Iterable[str]) -> list[Material]:
     return found
 
 
-def comparison(parts: Sequence[Material]) -> dict[str, Any]:
+def comparison(parts: Sequence[Material], extras: Extras = Extras()) -> dict[str, Any]:  # frozen
     """The comparison of one or several experiments, as ``comparison.json`` holds it."""
-    named = [(part.resolved["name"], row) for part in parts for row in _rows(part)]
-    rows = [row for _, row in named]
-    protocols = [row["protocol"] for row in rows if row["protocol"] and row["role"] in ("control", "student")]
+    rows = [row for part in parts for row in _rows(part, extras)]
+    pairs = [pair for part in parts for pair in _pairs(part)]
+    students = [row["protocol"] for row in rows if row["protocol"] and row["role"] in ("control", "student")]
     shared = {
         key: value
-        for key, value in (protocols or [{}])[0].items()
-        if all(p.get(key) == value for p in protocols)
+        for key, value in (students or [{}])[0].items()
+        if all(one.get(key) == value for one in students)
     }
-    if len(parts) > 1:
-        for name, row in named:
-            row["protocol"] = {"experiment": name} | (row["protocol"] or {})
-    return {"name": "+".join(part.resolved["name"] for part in parts), "protocol": shared, "rows": rows}
+    name = "+".join(part.resolved["name"] for part in parts)
+    compared = {"name": name, "protocol": shared, "rows": rows, "remarks": remarks(rows, pairs)}
+    return compared | ({"pairs": pairs} if extras.pairs else {})
 
 
-def _rows(part: Material) -> list[Row]:
-    """Teachers, ensembles, then every student with its control first."""
-    grouped: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
+def write(store: Store, compared: dict[str, Any], several: bool, mixed: bool = False) -> Path:
+    """Write ``comparison.json``, ``.md`` and ``.csv``; the folder they are in."""
+    folder = store.root / (f"compare-{compared['name']}" if several else compared["name"])
+    write_json(folder / "comparison.json", compared)
+    write_text(folder / "comparison.md", table.markdown(compared, mixed))
+    write_text(folder / "comparison.csv", table.csv_text(compared))
+    return folder
+
+
+def _rows(part: Material, extras: Extras) -> list[Row]:
+    """Teachers, ensembles, then every student with its controls first."""
+    teachers: dict[str, list[dict[str, Any]]] = {}
     for run in part.resolved["runs"]:
-        grouped.setdefault((run["role"], run["name"], run["method"]), []).append(run)
-    teacher_rows = [_teacher_row(part, runs) for (role, _, _), runs in grouped.items() if role == "teacher"]
-    ensemble_rows = [_ensemble_row(part, names) for names in part.resolved["ensembles"]]
-    references = {row["model"]: row for row in teacher_rows + ensemble_rows}
-    student_rows = []
-    for (role, name, method), runs in grouped.items():
-        if role == "student":
-            control = _scores_by_seed(part, grouped["student", name, CONTROL])
-            student_rows.append(_student_row(part, method, runs, control, references))
-    return teacher_rows + ensemble_rows + student_rows
+        if run["role"] == "teacher":
+            teachers.setdefault(run["name"], []).append(run)
+    rows = [_teacher_row(part, runs) for runs in teachers.values()]
+    rows += [_ensemble_row(part, names) for names in part.resolved["ensembles"]]
+    for family in _families(part).values():
+        own = {method: _student_row(part, runs) for method, runs in family.items()}
+        _set_beside_control(part, family, own, extras)
+        rows += sorted(own.values(), key=lambda row: row["role"] != "control")
+    return rows
+
+
+def _families(part: Material) -> dict[str, Family]:
+    """Of each student the runs of each method."""
+    families: dict[str, Family] = {}
+    for run in part.resolved["runs"]:
+        if run["role"] == "student":
+            families.setdefault(run["name"], {}).setdefault(run["method"], []).append(run)
+    return families
 
 
 def _blank(part: Material, role: str, model: str, method: str | None) -> Row:
     """A row with every key of the format, null where nothing is known."""
-    who = {"role": role, "model": model, "method": method}
+    who = {"experiment": part.resolved["name"], "role": role, "model": model, "method": method}
     return who | dict.fromkeys(KEYS) | {"metric": part.resolved["metric"]}
 
 
@@ -144,17 +212,24 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     row["status"] = "finished" if len(done) == len(runs) else "failed" if failed else "unfinished"
     row["seeds"] = [run["seed"] for run in done]
     manifests = [part.results[run["fingerprint"]].manifest for run in done]
-    row["values"] = [manifest["scores"][part.resolved["metric"]] for manifest in manifests]
-    row["mean"], row["std"] = summary.mean(row["values"]), summary.std(row["values"])
+    _summarise(row, [manifest["scores"] for manifest in manifests])
     row["latency_ms"] = part.latency.get(runs[0]["model"])
     if manifests:
         first = manifests[0]
-        row["nll"] = summary.mean([manifest["scores"]["nll"] for manifest in manifests])
         row["train_seconds"] = summary.mean([manifest["train_seconds"] for manifest in manifests])
         row["parameters"], row["macs"] = first["cost"]["parameters"], first["cost"]["macs"]
         row["bytes"] = first["files"]["weights.safetensors"]["bytes"]
         row["protocol"] = first["protocol"]
     return row
+
+
+def _summarise(row: Row, found: Sequence[Mapping[str, float]]) -> None:
+    """Each seed's metric with its mean and spread, and the means of the other scores that all seeds have."""
+    row["values"] = [one[row["metric"]] for one in found]
+    row["mean"], row["std"] = summary.mean(row["values"]), summary.std(row["values"])
+    for key in SCORES:
+        values = [one[key] for one in found if key in one]
+        row[key] = summary.mean(values) if len(values) == len(found) else None
 
 
 def _failed(store: Store, run: dict[str, Any]) -> bool:
@@ -178,17 +253,7 @@ def _ensemble_row(part: Material, names: Sequence[str]) -> Row:
     by_seed = _teachers_by_seed(part, names)
     row["status"] = "finished" if by_seed else "unfinished"
     row["seeds"] = list(by_seed)
-    metric = scores.METRICS[row["metric"]]
-    row["values"], nll = [], []
-    for members in by_seed.values():
-        logits, labels = scores.ensemble([part.logits(f) for f in members]), part.labels(members[0])
-        row["values"].append(metric(logits, labels))
-        nll.append(scores.nll(logits, labels))
-    row["mean"], row["std"], row["nll"] = (
-        summary.mean(row["values"]),
-        summary.std(row["values"]),
-        summary.mean(nll),
-    )
+    _summarise(row, [scores.all_scores(part.logits(*members), part.labels) for members in by_seed.values()])
     for members in list(by_seed.values())[:1]:
         manifests = [part.results[f].manifest for f in members]
         row["parameters"] = sum(m["cost"]["parameters"] for m in manifests)
@@ -214,159 +279,161 @@ def _teachers_by_seed(part: Material, names: Sequence[str]) -> dict[int, list[st
     }
 
 
-def _student_row(
-    part: Material,
-    method: str | None,
-    runs: Sequence[dict[str, Any]],
-    control: dict[int, float],
-    references: dict[str, Row],
-) -> Row:
-    row = _filled(
-        part, _blank(part, "control" if method == CONTROL else "student", runs[0]["name"], method), runs
-    )
+def _student_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
+    """A student by one method: its scores, and how alike it is to its teachers."""
+    method = runs[0]["method"]
+    role = "control" if method in CONTROLS else "student"
+    row = _filled(part, _blank(part, role, runs[0]["name"], method), runs)
     row["teacher"] = "+".join(sorted(runs[0]["teachers"])) or None
-    teachers = _measured_against(part, runs[0])
     done = [run for run in runs if run["fingerprint"] in part.results]
-    if teachers:
-        row["agreement"] = summary.mean(
-            [a for run in done if (a := _agreement(part, run, teachers)) is not None]
-        )
-    if method != CONTROL:
-        own = _scores_by_seed(part, runs)
-        row["gain"] = summary.gain(own, control)
-        if teachers:
-            target = references.get("+".join(teachers)) or _ensemble_row(part, teachers)
-            beside = summary.mean([control[seed] for seed in sorted(own.keys() & control.keys())])
-            row["gap_closed"] = summary.gap_closed(row["gain"], beside, target["mean"])
+    measured = [
+        likeness for run in done if (likeness := part.results[run["fingerprint"]].manifest["likeness"])
+    ]
+    if measured:
+        for key, split in LIKENESS.items():
+            figures = [one[split][key.removesuffix("_train")] for one in measured]
+            row[key] = summary.mean([figure for figure in figures if figure is not None])
+    elif teachers := _measured_against(part, runs[0]):
+        alike = [_agreement(part, run, teachers) for run in done]
+        row["agreement"] = summary.mean([agreement for agreement in alike if agreement is not None])
     return row
 
 
 def _measured_against(part: Material, run: dict[str, Any]) -> list[str]:
-    """The teachers that a student is compared with: its own; for a control, the only one that there is."""
+    """The teachers that a student is compared with: its own; for one that has none, the only one that there is."""
     if run["teachers"]:
         return sorted(run["teachers"])
     names = {run["name"] for run in part.resolved["runs"] if run["role"] == "teacher"}
     return list(names) if len(names) == 1 else []
 
 
-def _agreement(part: Material, run: dict[str, Any], members: Sequence[str]) -> float | None:
-    by_seed = _teachers_by_seed(part, members)
-    fingerprints = by_seed.get(run["seed"]) or next(iter(by_seed.values()), None)
-    if fingerprints is None:
+def _agreement(part: Material, run: dict[str, Any], teachers: Sequence[str]) -> float | None:
+    by_seed = _teachers_by_seed(part, teachers)
+    members = by_seed.get(run["seed"]) or next(iter(by_seed.values()), None)
+    if members is None:
         return None
-    said = [part.logits(f) for f in fingerprints]
-    together = said[0] if len(said) == 1 else scores.ensemble(said)
-    return scores.agreement(part.logits(run["fingerprint"]), together)
+    return float((part.predicted(run["fingerprint"]) == part.predicted(*members)).mean())
 
 
-def _scores_by_seed(part: Material, runs: Iterable[dict[str, Any]]) -> dict[int, float]:
-    metric = part.resolved["metric"]
-    done = {run["seed"]: part.results.get(run["fingerprint"]) for run in runs}
-    return {seed: result.manifest["scores"][metric] for seed, result in done.items() if result is not None}
+# ------------------------------------------------------------------------------------------- verdicts
 
 
-# ---------------------------------------------------------------------------------------------- tables
+def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row], extras: Extras) -> None:
+    """Fill in what the rows of one student gain over its control; the verdicts allow for all of its methods."""
+    control = family[ALONE]
+    differences = {
+        method: difference
+        for method, runs in family.items()
+        if method != ALONE and (difference := _difference(part, runs, control)) is not None
+    }
+    for method, difference in differences.items():
+        row = rows[method]
+        row["gain"], row["gain_interval"] = difference.mean, list(difference.interval)
+        row["gain_covers"] = "test samples" if difference.spread is None else "seeds"
+        row["gap_closed"], row["gap_interval"] = _share_of_gap(part, family[method], control)
+        if extras.bootstrap:
+            row["bootstrap_interval"] = list(_resampled(part, family[method], control))
+    tested = {method: one for method, one in differences.items() if rows[method]["role"] == "student"}
+    adjusted = inference.holm([difference.p_value for difference in tested.values()])
+    for (method, difference), p_value in zip(tested.items(), adjusted, strict=True):
+        row = rows[method]
+        row["p_value"], row["verdict"] = p_value, inference.verdict(difference.mean, p_value)
+        if difference.spread is not None:
+            if row["verdict"] == "not distinguishable":
+                row["seeds_needed"] = inference.seeds_needed(difference.mean, difference.spread, len(tested))
+            row["detectable"] = inference.detectable(_pooled(tested.values()), difference.seeds, len(tested))
 
 
-def _percent(value: float | None, digits: int = 2, sign: str = "") -> str:
-    return "" if value is None else f"{100 * value:{sign}.{digits}f}"
+def _pooled(differences: Iterable[Difference]) -> float:
+    """The spread of the differences of several methods, together."""
+    spreads = [difference.spread for difference in differences if difference.spread is not None]
+    return float(np.sqrt(np.mean(np.square(spreads))))
 
 
-def _score(row: Row) -> str:
-    spread = f" ± {_percent(row['std'])}" if row["std"] is not None else ""
-    return _percent(row["mean"]) + spread if row["mean"] is not None else row["status"]
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _latency(row: Row) -> str:
-    times = row["latency_ms"]
-    return f"{times['p50']:.3g} / {times['p95']:.3g}" if times else ""
-
-
-def _who(row: Row) -> str:
-    return row["model"] if row["method"] is None else f"{row['model']} {row['method']}"
-
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "role": lambda row: row["role"],
-    "model": _who,
-    "experiment": lambda row: (row["protocol"] or {}).get("experiment", ""),
-    "teacher": lambda row: row["teacher"] or "",
-    "n": lambda row: str(len(row["values"] or [])),
-    "score %": _score,
-    "gain": lambda row: _percent(row["gain"], sign="+"),
-    "gap closed %": lambda row: _percent(row["gap_closed"], 0),
-    "agrees %": lambda row: _percent(row["agreement"], 1),
-    "NLL": lambda row: "" if row["nll"] is None else f"{row['nll']:.3f}",
-    "params": lambda row: _count(row["parameters"]),
-    "MACs": lambda row: _count(row["macs"]),
-    "bytes": lambda row: _count(row["bytes"]),
-    "ms p50 / p95": _latency,
-    "train s": lambda row: "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
-}
-
-
-def heading(compared: dict[str, Any]) -> str:
-    """What was compared under which protocol, in a line."""
-    protocol = compared["protocol"]
-    words = [
-        f"{protocol[k]} {noun}"
-        for k, noun in (("test_samples", "test samples"), ("epochs", "epochs"))
-        if protocol.get(k)
-    ]
-    if protocol.get("labels_per_class"):
-        words.append(f"{protocol['labels_per_class']} labels a class for the students")
-    words += [str(protocol[key]) for key in ("dataset", "precision", "device") if protocol.get(key)]
-    metric = " or ".join(dict.fromkeys(row["metric"] for row in compared["rows"]))
-    return (
-        f"{compared['name']}: {metric} on {', '.join(words)}; mean ± std over n seeds"
-        if words
-        else compared["name"]
+def _shared(part: Material, *both: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The finished runs of two methods, by fingerprint, in pairs of one seed."""
+    first, second = (
+        {run["seed"]: run["fingerprint"] for run in runs if run["fingerprint"] in part.results}
+        for runs in both
     )
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
-def cells(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    """The table's head and lines as text; columns that are empty everywhere are left out."""
-    lines = [[show(row) for show in COLUMNS.values()] for row in rows]
-    kept = [n for n in range(len(COLUMNS)) if any(line[n] for line in lines)]
-    return [list(COLUMNS)[n] for n in kept], [[line[n] for n in kept] for line in lines]
+def _difference(
+    part: Material, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> Difference | None:
+    """How much better the runs are than the others, paired by seed; None where no seed has both."""
+    pairs = _shared(part, runs, others)
+    if not pairs:
+        return None
+    if len(pairs) == 1:
+        return _single_difference(part, (pairs[0][0],), (pairs[0][1],))
+    differences = [part.score(own) - part.score(other) for own, other in pairs]
+    return inference.over_seeds(differences, part.samples(pairs[0][0]))
 
 
-def markdown(compared: dict[str, Any]) -> str:
-    """The table in Markdown, under its heading."""
-    head, lines = cells(compared["rows"])
-    text = [heading(compared), "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join(text + [f"| {' | '.join(line)} |" for line in lines]) + "\n"
+def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:
+    """What two single predictors differ by on the test samples; each is a run or several together."""
+    ours, theirs = part.predicted(*own), part.predicted(*other)
+    if part.metric == "accuracy":
+        return inference.over_samples(ours == part.labels, theirs == part.labels)
+    return part.resamples.difference(ours, theirs)
 
 
-def csv_text(compared: dict[str, Any]) -> str:
-    """The rows with full precision, a column a key."""
-    buffer = io.StringIO()
-    rows = [{key: _flat(value) for key, value in row.items()} for row in compared["rows"]]
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else ["role"])
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+def _share_of_gap(
+    part: Material, runs: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]
+) -> tuple[float | None, list[float] | None]:
+    """How much of the way from the control to its teachers a student comes, with the interval.
+
+    Nothing where it has no teacher, or where the teachers are not clearly better than the control.
+    """
+    by_seed = _teachers_by_seed(part, sorted(runs[0]["teachers"])) if runs[0]["teachers"] else {}
+    if not by_seed:
+        return None, None
+    seeds = {run["fingerprint"]: run["seed"] for run in runs}
+    only = next(iter(by_seed.values()))
+    pairs = [(own, other, by_seed.get(seeds[own], only)) for own, other in _shared(part, runs, control)]
+    gains = [part.score(own) - part.score(other) for own, other, _ in pairs]
+    gaps = [part.score(*teacher) - part.score(other) for _, other, teacher in pairs]
+    if len(pairs) > 1:
+        interval = inference.share_of_gap(gains, gaps, part.samples(pairs[0][0]))
+        return (sum(gains) / sum(gaps), list(interval)) if interval else (None, None)
+    [(_, other, teacher)] = pairs
+    gap = _single_difference(part, teacher, (other,))
+    return (gains[0] / gaps[0] if gap.interval[0] > 0 else None), None
 
 
-def _flat(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(str(item) for item in value)
-    return "; ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else value
+def _resampled(
+    part: Material, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> inference.Interval:
+    """The interval of a difference from resamples of seeds and test samples together."""
+    pairs = _shared(part, runs, others)
+    first, second = ([part.resampled(run) for run in of] for of in zip(*pairs, strict=True))
+    return part.resamples.interval(first, second)
 
 
-def write(store: Store, compared: dict[str, Any], several: bool) -> Path:
-    """Write ``comparison.json``, ``.md`` and ``.csv``; the folder they are in."""
-    folder = store.root / (f"compare-{compared['name']}" if several else compared["name"])
-    write_json(folder / "comparison.json", compared)
-    write_text(folder / "comparison.md", markdown(compared))
-    write_text(folder / "comparison.csv", csv_text(compared))
-    return folder
+def _pairs(part: Material) -> list[dict[str, Any]]:
+    """Every two methods of each student."""
+    found = []
+    for student, family in _families(part).items():
+        methods = [method for method in family if method not in CONTROLS]
+        both = [
+            (first, second, difference)
+            for first, second in combinations(methods, 2)
+            if (difference := _difference(part, family[second], family[first])) is not None
+        ]
+        adjusted = inference.holm([difference.p_value for *_, difference in both])
+        found += [
+            {
+                "experiment": part.resolved["name"],
+                "model": student,
+                "first": first,
+                "second": second,
+                "difference": difference.mean,
+                "interval": list(difference.interval),
+                "p_value": p_value,
+                "verdict": inference.verdict(difference.mean, p_value),
+            }
+            for (first, second, difference), p_value in zip(both, adjusted, strict=True)
+        ]
+    return found

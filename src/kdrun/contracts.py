@@ -221,6 +221,8 @@ class LossConfig(Schema):
     """several teachers: the mean of probabilities (mean, fixed, entropy), logits (mean-logits) or losses (mean-loss)"""
     teacher_weights: list[Annotated[float, Field(ge=0)]] | None = Field(default=None, min_length=2)
     """combine: fixed: a weight for each of the term's teachers, in their order; only their ratios count"""
+    shuffle_teacher: bool = False
+    """what the teachers say is shuffled over the batch, anew in each step: what is left is regularisation"""
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ instead::
     ├── StoreError                  1   the folder of runs: locked, missing, damaged
     ├── TrainingError               1   a student or a whole group stopped
     │   └── OutOfMemory             1   there was no memory left for it
+    ├── GateError                   3   a comparison does not come to what was demanded of it
     └── Interrupted           130/143   SIGINT or SIGTERM, after the state was saved
 
 ``Mismatch`` is not an error of the user by itself: components raise it where two parts do not fit, and
@@ -75,6 +76,12 @@ class WeightsError(KdrunError):
 
 class DeviceError(KdrunError):
     """The device that was asked for is not there."""
+
+
+class GateError(KdrunError):
+    """A comparison does not come to what was demanded of it."""
+
+    exit_code = 3
 
 
 class StoreError(KdrunError):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdrun.contracts import Batch, Predictor
-from kdrun.statistics.scores import all_scores
+from kdrun.statistics.scores import all_scores, divergence, ensemble, fitted_temperature
 
 WARM_UP, ROUNDS = 5, 60
 
@@ -28,9 +28,62 @@ def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndar
 
 
 def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
-    """Every score of a split."""
+    """Every score of a split; none where an output is not finite."""
     predictions = predict(predictor, batches)
+    if not np.isfinite(predictions["logits"]).all():
+        return {}
     return all_scores(predictions["logits"], predictions["labels"])
+
+
+def temperature(predictor: Predictor, validation: Iterable[Batch]) -> float | None:
+    """The temperature that is fitted on a validation split; None where there is none, or an output is not finite."""
+    batches = list(validation)
+    if not batches:
+        return None
+    predictions = predict(predictor, batches)
+    logits = predictions["logits"]
+    return fitted_temperature(logits, predictions["labels"]) if np.isfinite(logits).all() else None
+
+
+class Likeness:
+    """How alike a student and its teachers, together, are on a split, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self._samples = self._alike = self._wrong = self._copied = 0
+        self._divergence = 0.0
+
+    def add(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> None:
+        """Logits (B, C) of both, and labels (B,)."""
+        samples, alike = len(labels), student.argmax(axis=1) == teacher.argmax(axis=1)
+        wrong = teacher.argmax(axis=1) != labels
+        self._samples += samples
+        self._alike += int(alike.sum())
+        self._wrong += int(wrong.sum())
+        self._copied += int((alike & wrong).sum())
+        self._divergence += divergence(student, teacher) * samples
+
+    def figures(self) -> dict[str, float | None]:
+        """The share of equal predictions, of all samples and of those that the teacher has wrong, and the mean KL."""
+        return {
+            "agreement": self._alike / self._samples,
+            "copied_errors": self._copied / self._wrong if self._wrong else None,
+            "kl_to_teacher": self._divergence / self._samples,
+        }
+
+
+def likenesses(
+    pairs: Sequence[tuple[Predictor, Sequence[Predictor]]], batches: Iterable[Batch]
+) -> list[dict[str, float | None]]:
+    """How alike each student and its teachers are on a split: one pass for all of them."""
+    found = [Likeness() for _ in pairs]
+    with torch.no_grad():
+        for batch in batches:
+            everybody = dict.fromkeys(predictor for student, of in pairs for predictor in (student, *of))
+            said = {predictor: predictor(batch).logits.float().cpu().numpy() for predictor in everybody}
+            for likeness, (student, of) in zip(found, pairs, strict=True):
+                teacher = said[of[0]] if len(of) == 1 else ensemble([said[one] for one in of])
+                likeness.add(said[student], teacher, batch.labels.cpu().numpy())
+    return [likeness.figures() for likeness in found]
 
 
 def not_finite(part: torch.Tensor, batch: Batch) -> str | None:

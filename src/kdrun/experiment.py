@@ -36,7 +36,7 @@ class Experiment:
         """Make sure of everything that the config asks for, training what is not finished yet."""
         device = assembly.resolve_device(self.config.experiment.device)
         dataset = assembly.open_dataset(self.config)
-        everything = plan(self.config, dataset.identity())
+        everything = plan(self.config, dataset)
         wanted = everything.select(roles, methods)
         todo = [run for run in wanted.runs if self.finished(run) is None]
         rehearsed = rehearsal.rehearse(wanted, dataset.spec, device) if todo else []
@@ -82,7 +82,7 @@ class Experiment:
                 keeper = bookkeeping.Keeper(pupils, self.stop)
                 with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
                     fit(students, dataset, group[0].training.epochs, self.console, keeper.pause)
-            return [TrainingError(failure) for seat in seats if (failure := seat.finish())]
+            return [TrainingError(failure) for failure in bookkeeping.finish(seats, teachers)]
 
     def teacher(self, run: Run, dataset: Dataset, device: torch.device) -> Frozen:
         """A finished teacher, frozen."""

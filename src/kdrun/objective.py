@@ -85,6 +85,9 @@ class Term(nn.Module):
         if not self.counts:
             return student.logits.new_zeros(())
         taught = {name: taught[name] for name in self.teachers}
+        if self.config.shuffle_teacher:
+            order = torch.randperm(len(batch), device=batch.index.device)
+            taught = {name: said.rows(order) for name, said in taught.items()}
         if self.config.mask is None:
             return self.factor * self._value(student, taught, batch)
         rows = kept(self.config.mask, list(taught.values()), batch).nonzero().squeeze(1)

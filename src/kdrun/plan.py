@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from kdrun import errors, registry
-from kdrun.config import ALONE, Config, Method, StudentConfig, TeacherConfig
-from kdrun.contracts import Draw, LossConfig, ModelConfig
+from kdrun import errors, models, registry
+from kdrun.config import Config, Method, StudentConfig, TeacherConfig
+from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
+from kdrun.controls import ALONE, CONTROLS
+from kdrun.errors import Mismatch
 from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
@@ -65,6 +68,12 @@ class Run:
         """Where it lies below the experiment's folder."""
         middle = f"teachers/{self.name}" if self.role == "teacher" else f"students/{self.name}/{self.method}"
         return f"{middle}/seed-{self.seed}"
+
+    def without_files(self) -> Run:
+        """The run with a model that starts from no file's weights and from none that are downloaded."""
+        files = {"initial_weights": None, "pretrained": False}.items()
+        without = {key: value for key, value in files if hasattr(self.model, key)}
+        return replace(self, model=self.model.model_copy(update=without))
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -168,14 +177,14 @@ class Plan:
             run
             for run in self.runs
             if run.role in roles
-            and (run.role == "teacher" or methods is None or run.method in {ALONE, *methods})
+            and (run.role == "teacher" or methods is None or run.method in {*CONTROLS, *methods})
         ]
         return Plan(self.config, wanted)
 
 
-def plan(config: Config, data: dict[str, Any]) -> Plan:
-    """The runs that a config asks for; ``data`` is the data set's identity."""
-    experiment = config.experiment
+def plan(config: Config, dataset: Dataset) -> Plan:
+    """The runs that a config asks for, of its data set."""
+    experiment, data = config.experiment, dataset.identity()
     teachers: dict[tuple[str, int], Run] = {}
     for name in _in_order(experiment.teachers):
         teacher = experiment.teachers[name]
@@ -184,9 +193,46 @@ def plan(config: Config, data: dict[str, Any]) -> Plan:
     runs = list(teachers.values())
     for seed in experiment.seeds:
         for name, student in experiment.students.items():
-            for method in config.methods.values():
-                runs.append(_student_run(config, name, student, method, seed, data, teachers))
+            own = [
+                _student_run(config, name, student, method, seed, data, teachers)
+                for method in config.methods.values()
+            ]
+            runs += _costs_matched(own, config, dataset.spec)
     return Plan(config, runs)
+
+
+def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
+    """A student's runs of one seed, with the epochs of those that are to cost what the dearest other one costs.
+
+    Counted are multiply-accumulates: three passes of the student for each sample of a step, and one of each of its
+    teachers for each view that it is shown; not the losses', nor their adapters'.
+    """
+    matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
+    try:
+        costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
+    except Mismatch:  # no model can be trained then, and the rehearsal says why, and where
+        return runs
+
+    def matched(run: Run) -> Run:
+        epochs = math.ceil(run.training.epochs * max(costs.values()) / costs[run])
+        return replace(run, training=run.training.model_copy(update={"epochs": epochs}))
+
+    return [matched(run) if run in matching else run for run in runs]
+
+
+def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
+    labels = config.experiment.dataset.labels_per_class
+    samples = run.training.batch_size
+    if run.labelled_only and labels is not None:
+        samples = min(samples, labels * spec.classes)
+    views = 1 + len({view for loss in run.losses if (view := getattr(loss, "view", None)) is not None})
+    taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())
+    return samples * (3 * views * _macs(run, spec) + taught)
+
+
+def _macs(run: Run, spec: Spec) -> int:
+    shape = spec.shapes[run.view or spec.default_view]
+    return models.macs(models.build(run.without_files().model, shape, spec.classes, 0), shape)
 
 
 def _in_order(teachers: dict[str, TeacherConfig]) -> list[str]:

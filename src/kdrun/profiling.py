@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdrun.advice import DATA, STACK, Kind, Part, Profile
-from kdrun.assembly import finished_network, from_file, has_bf16, make_student, without_files
+from kdrun.assembly import finished_network, from_file, has_bf16, make_student
 from kdrun.bookkeeping import frozen, title
 from kdrun.cache import Faculty, LookedUp, Table
 from kdrun.console import Console
@@ -192,7 +192,7 @@ class Group:
         self.runs: dict[Student, Run] = {}
         for run in runs:
             own = {name: teachers[teacher] for name, teacher in run.teachers.items()}
-            self.runs[make_student(without_files(run), own, dataset, device)] = run
+            self.runs[make_student(run.without_files(), own, dataset, device)] = run
         self.faculty = MadeUp(teachers, dataset, store.shelf, Console(quiet=True))
         self.faculty.staff(self.runs)
         self.students = list(self.runs)

@@ -3,12 +3,11 @@
 import kdrun.data
 import kdrun.losses
 import kdrun.models  # noqa: F401 (importing the families registers their components)
-from kdrun.config.mixes import ALONE, Method, published_methods
+from kdrun.config.mixes import Method, published_methods
 from kdrun.config.parts import Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.reading import Config, json_schema, read, validate
 
 __all__ = [
-    "ALONE",
     "Config",
     "Experiment",
     "Method",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kdrun import errors, registry
-from kdrun.config.mixes import ALONE, Method, expanded_method, published_methods
+from kdrun.config.mixes import Method, expanded_method, published_methods
 from kdrun.config.parts import Experiment, MethodConfig, TeacherConfig
 from kdrun.contracts import JointLoss, LossConfig
+from kdrun.controls import CONTROLS, MATCHED, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.optimization import Sgd, Training, merged, stage_at
 from kdrun.schema import as_list
@@ -28,6 +29,11 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _teacher_problems(experiment)
+    for name in (SHUFFLED, MATCHED):
+        if name in experiment.controlled_by and not experiment.teachers:
+            yield Problem(
+                ("controls",), f"'{name}' needs a teacher and the config has none", "add `teacher:`"
+            )
     for number, method in enumerate(experiment.methods):
         path: errors.Path = ("methods", number)
         yield from _unknown_teachers(method.teacher, path, experiment.teachers)
@@ -139,11 +145,11 @@ def _method_names(experiment: Experiment) -> Iterable[Problem]:
             yield Problem(
                 ("methods", number, "name"), f"a second method is named '{method.name}'", "names are unique"
             )
-        if method.name == ALONE:
+        if method.name in CONTROLS:
             yield Problem(
                 ("methods", number, "name"),
-                f"'{ALONE}' is the control's name",
-                "it is always added; take another",
+                f"'{method.name}' is a control's name",
+                "`controls:` adds it; take another",
             )
         seen.add(method.name)
 
@@ -269,8 +275,9 @@ def _term_problems(
             yield Problem(path, f"a second term is named '{loss.label}'", "give one of them a `name`")
         labels.add(loss.label)
         if not registry.LOSSES[loss.kind].needs_teacher:
-            if loss.teacher is not None:
-                yield Problem((*path, "teacher"), f"'{loss.kind}' looks at no teacher", "remove it", True)
+            for key in ("teacher", "shuffle_teacher"):
+                if getattr(loss, key):
+                    yield Problem((*path, key), f"'{loss.kind}' looks at no teacher", "remove it", True)
         elif not teachers:
             yield Problem(path, f"'{loss.kind}' needs a teacher and the config has none", "add `teacher:`")
         elif loss.teacher is None:

@@ -13,11 +13,12 @@ from kdrun import errors, registry
 from kdrun.config.parts import AnyLoss, MethodConfig
 from kdrun.config.translation import translated
 from kdrun.contracts import JointLoss, LossConfig, Published
+from kdrun.controls import MATCHED, SHUFFLED, SMOOTHED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.optimization import Stage
 
-ALONE = "alone"
-"""The control: the student without a teacher."""
+SMOOTHING = 0.1
+"""Of the control's labels."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Method:
     momentum_gap: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     """what it changes of a student's training"""
+    matches_cost: bool = False
+    """whether it trains for as long as costs what the dearest of the other methods costs"""
 
     def towards(self, sources: list[str]) -> Method:
         """The method with every term that looks at a teacher looking at these."""
@@ -46,6 +49,21 @@ def published_methods() -> dict[str, Published]:
     """The published mixes by method name, as losses declare them."""
     mixes = {name: mix for loss in registry.LOSSES.classes() for name, mix in loss.published.items()}
     return dict(sorted(mixes.items()))
+
+
+def control_method(name: str, teachers: list[str]) -> Method:
+    """A control; shuffled, the teachers are all there are, together."""
+    if name == SHUFFLED:
+        plain = expanded_method(MethodConfig(name=name, use="kd", teacher=teachers), ("controls",), teachers)
+        shuffled = [
+            loss.model_copy(update={"shuffle_teacher": True}) if loss.teachers else loss
+            for loss in plain.losses
+        ]
+        return replace(plain, losses=tuple(shuffled))
+    ce = registry.LOSSES["ce"].Config(
+        kind="ce", **({"label_smoothing": SMOOTHING} if name == SMOOTHED else {})
+    )
+    return Method(name, (ce,), (("controls",),), matches_cost=name == MATCHED)
 
 
 def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:

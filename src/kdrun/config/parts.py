@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from kdrun import registry
 from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
+from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
 from kdrun.optimization import Stage, Training
 from kdrun.schema import Schema, as_list, kind_alone
 
@@ -129,4 +130,14 @@ class Experiment(Schema):
     students: dict[Name, StudentConfig] = {}
     """the students by name"""
     methods: list[MethodConfig] = []
-    """what the students are trained with; the control `alone` is always added"""
+    """what the students are trained with; the controls are added by themselves"""
+    controls: Literal["default", "none", "all"] | list[Control] = "default"
+    """what stands beside the methods: default is alone and label-smoothing, none is alone, or a list"""
+
+    @property
+    def controlled_by(self) -> list[str]:
+        """The controls by name, ``alone`` first; those that need a teacher where there is one, or they are named."""
+        if isinstance(self.controls, list):
+            return list(dict.fromkeys([ALONE, *self.controls]))
+        names = {"none": [ALONE], "default": [ALONE, SMOOTHED], "all": list(CONTROLS)}[self.controls]
+        return [name for name in names if self.teachers or name not in (SHUFFLED, MATCHED)]

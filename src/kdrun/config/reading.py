@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
-from kdrun.config.mixes import ALONE, Method, expanded_method, published_methods
+from kdrun.config.mixes import Method, control_method, expanded_method, published_methods
 from kdrun.config.parts import AnyDataset, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.translation import translated
 from kdrun.contracts import Mask
@@ -33,13 +33,14 @@ class Config:
 
     @functools.cached_property
     def methods(self) -> dict[str, Method]:
-        """The control and the methods, in their order, with published mixes written out."""
-        control = registry.LOSSES["ce"].Config(kind="ce")
+        """The controls and the methods, in their order, with published mixes written out."""
+        teachers = list(self.experiment.teachers)
+        controls = {name: control_method(name, teachers) for name in self.experiment.controlled_by}
         written = {
-            method.name: expanded_method(method, ("methods", number), list(self.experiment.teachers))
+            method.name: expanded_method(method, ("methods", number), teachers)
             for number, method in enumerate(self.experiment.methods)
         }
-        return {ALONE: Method(ALONE, (control,), ((),))} | written
+        return controls | written
 
     def method(self, name: str, path: errors.Path) -> Method:
         """A method of this config, or a published one that it does not list (for chains)."""

@@ -190,6 +190,11 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     device = next(shadow.parameters()).device
-    with torch.no_grad(), flop_counter.FlopCounterMode(display=False) as counter:
-        shadow(torch.zeros(1, *shape, device=device))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know
+    try:
+        with torch.no_grad(), flop_counter.FlopCounterMode(display=False) as counter:
+            shadow(torch.zeros(1, *shape, device=device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
+Counts = NDArray[np.float64]
+"""(C, C): how often a sample of a class (row) is predicted as a class (column)."""
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:
@@ -15,25 +21,41 @@ def log_probabilities(logits: Logits) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def accuracy(logits: Logits, labels: Labels) -> float:
+def counted(predicted: Labels, labels: Labels, times: NDArray[np.integer] | None = None) -> Counts:
+    """How often samples of each class (row) are predicted as each class (column); each counts ``times``, or once."""
+    classes = int(max(predicted.max(), labels.max())) + 1
+    places = labels.astype(np.int64) * classes + predicted
+    return np.bincount(places, times, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+
+
+def accuracy(counts: Counts) -> float:
     """Share of samples whose largest logit is the label's (the first one, where several are equal)."""
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float(np.trace(counts) / counts.sum())
 
 
-def balanced_accuracy(logits: Logits, labels: Labels) -> float:
+def balanced_accuracy(counts: Counts) -> float:
     """Mean over the classes that occur of the share of their samples that are found."""
-    found = logits.argmax(axis=1) == labels
-    return float(np.mean([found[labels == label].mean() for label in np.unique(labels)]))
+    occur = counts.sum(axis=1)
+    return float((np.diag(counts)[occur > 0] / occur[occur > 0]).mean())
 
 
-def macro_f1(logits: Logits, labels: Labels) -> float:
+def macro_f1(counts: Counts) -> float:
     """Mean of F1 over the classes that occur among labels or predictions; 0 for one never found."""
-    predicted = logits.argmax(axis=1)
-    scores = []
-    for label in np.union1d(labels, predicted):
-        hits = np.sum((predicted == label) & (labels == label))
-        scores.append(2 * hits / (np.sum(predicted == label) + np.sum(labels == label)))
-    return float(np.mean(scores))
+    both = counts.sum(axis=0) + counts.sum(axis=1)
+    return float((2 * np.diag(counts)[both > 0] / both[both > 0]).mean())
+
+
+METRICS: dict[str, Callable[[Counts], float]] = {
+    "accuracy": accuracy,
+    "balanced-accuracy": balanced_accuracy,
+    "macro-f1": macro_f1,
+}
+"""What a data set may be scored by, each from the counts of labels and predictions."""
+
+
+def score(metric: str, predicted: Labels, labels: Labels) -> float:
+    """A metric of predicted classes (N,)."""
+    return METRICS[metric](counted(predicted, labels))
 
 
 def top5(logits: Logits, labels: Labels) -> float:
@@ -47,18 +69,85 @@ def nll(logits: Logits, labels: Labels) -> float:
     return float(-log_probabilities(logits)[np.arange(len(labels)), labels].mean())
 
 
-def agreement(logits: Logits, other: Logits) -> float:
-    """Share of samples on which both predict the same class."""
-    return float((logits.argmax(axis=1) == other.argmax(axis=1)).mean())
+def brier(logits: Logits, labels: Labels) -> float:
+    """Mean squared distance, summed over the classes, of the probabilities from the one-hot labels; between 0 and 2.
+
+    Source: Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
+    """
+    p = np.exp(log_probabilities(logits))
+    p[np.arange(len(labels)), labels] -= 1
+    return float(np.square(p).sum(axis=1).mean())
 
 
-METRICS = {"accuracy": accuracy, "balanced-accuracy": balanced_accuracy, "macro-f1": macro_f1}
+def calibration_error(logits: Logits, labels: Labels, of_equal: Literal["mass", "width"] = "mass") -> float:
+    """Expected calibration error over 15 bins of the confidence: of equal mass, or of equal width.
+
+    The mean over samples of the distance between a bin's mean confidence and its accuracy. Bins of equal width are
+    closed below, and confidence 1 has one of its own.
+
+    Source: Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015; equal
+    mass: Nixon et al., "Measuring Calibration in Deep Learning", 2019.
+    """
+    confidence = np.exp(log_probabilities(logits).max(axis=1))
+    excess = confidence - (logits.argmax(axis=1) == labels)
+    if of_equal == "width":
+        bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)) - 1
+        return float(np.abs(np.bincount(bins, excess)).sum() / len(labels))
+    parts = np.array_split(excess[np.argsort(confidence, kind="stable")], BINS)
+    return float(sum(abs(part.sum()) for part in parts) / len(labels))
+
+
+def fitted_temperature(logits: Logits, labels: Labels) -> float:
+    """The temperature that the logits are to be divided by for the least NLL, between 1/100 and 100.
+
+    Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017.
+    """
+    from scipy.optimize import minimize_scalar  # slow to import, and only a finished training needs it
+
+    wide = logits.astype(np.float64)
+    ends = -math.log(100), math.log(100)
+    found = minimize_scalar(
+        lambda log_t: nll(wide / math.exp(log_t), labels),
+        bounds=ends,
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return math.exp(found.x)
+
+
+def divergence(logits: Logits, other: Logits) -> float:
+    """Mean KL divergence from ``other``'s probabilities (the teacher's) to these, in nats."""
+    log_p, log_q = log_probabilities(other), log_probabilities(logits)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+
+
+BINS = 15
 TOP5_FROM_CLASSES = 100
 
 
-def all_scores(logits: Logits, labels: Labels) -> dict[str, float]:
-    """Every score of one model on one split."""
-    scores = {name: score(logits, labels) for name, score in METRICS.items()} | {"nll": nll(logits, labels)}
+def all_scores(logits: Logits, labels: Labels, temperature: float | None = None) -> dict[str, float]:
+    """Every score of one model on one split; those after scaling where a fitted ``temperature`` is given.
+
+    Raises ``ValueError`` where a logit is not finite: no score is true of it.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("some logits are not finite")
+    counts = counted(logits.argmax(axis=1), labels)
+    scores = {name: metric(counts) for name, metric in METRICS.items()}
+    scores |= {
+        "nll": nll(logits, labels),
+        "brier": brier(logits, labels),
+        "ece": calibration_error(logits, labels),
+        "ece_equal_width": calibration_error(logits, labels, "width"),
+    }
+    if temperature is not None:
+        scaled = logits / temperature
+        scores |= {
+            "temperature": temperature,
+            "nll_scaled": nll(scaled, labels),
+            "brier_scaled": brier(scaled, labels),
+            "ece_scaled": calibration_error(scaled, labels),
+        }
     if logits.shape[1] >= TOP5_FROM_CLASSES:
         scores["top5"] = top5(logits, labels)
     return scores

@@ -1,0 +1,280 @@
+"""The table of a comparison: as cells, in Markdown, as CSV, in LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kdrun.controls import MATCHED
+from kdrun.report.words import CONFIDENCE, interval
+
+Row = Mapping[str, Any]
+
+PROTOCOL = {
+    "dataset": "{}",
+    "test_sha256": "test data {:.8}",
+    "input": "input {}",
+    "labels_per_class": "{} labels a class",
+    "epochs": "{} epochs",
+    "selection": "{} weights",
+    "precision": "{}",
+}
+"""What the rows of one table have in common, and how each is said."""
+BY_DESIGN = {MATCHED}
+"""The controls whose protocol differs because that is what they are for."""
+STUDENTS = ("control", "student")
+"""The roles of rows that are compared; the others are there to compare with."""
+
+
+class Table(NamedTuple):
+    """Rows that stand together, and what they have in common in a line."""
+
+    heading: str
+    rows: Sequence[Row]
+
+
+def tables(compared: Mapping[str, Any], mixed: bool = False) -> list[Table]:
+    """The rows in tables of one protocol each, or all in one where ``mixed`` asks for it.
+
+    Teachers stand in every table that has students of their experiment.
+    """
+    groups: dict[Any, list[Row]] = {}
+    for row in compared["rows"]:
+        if row["role"] in STUDENTS:
+            groups.setdefault(None if mixed else _protocol(row, compared["rows"]), []).append(row)
+    found = []
+    for group in groups.values():
+        experiments = {row["experiment"] for row in group}
+        references = [
+            row
+            for row in compared["rows"]
+            if row["role"] not in STUDENTS and row["experiment"] in experiments
+        ]
+        found.append(Table(heading(compared["name"], group), references + group))
+    return found or [Table(heading(compared["name"], compared["rows"]), compared["rows"])]
+
+
+def _protocol(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What decides the table in which a row stands: its own protocol, or that of its kin where it has none yet."""
+    kin = [
+        one["protocol"]
+        for one in (row, *rows)
+        if one["protocol"]
+        and one["method"] not in BY_DESIGN
+        and (one["experiment"], one["model"]) == (row["experiment"], row["model"])
+    ]
+    return (row["metric"], *(str(kin[0].get(key)) for key in PROTOCOL)) if kin else (row["metric"],)
+
+
+def heading(name: str, rows: Sequence[Row]) -> str:
+    """What was compared under which protocol, in a line; of several protocols, what they share."""
+    shared = _shared_protocol(rows)
+    if not shared:
+        return name
+    metric = " or ".join(dict.fromkeys(row["metric"] for row in rows))
+    words = [f"{shared['test_samples']} test samples"] if "test_samples" in shared else []
+    words += [said(key, shared[key]) for key in PROTOCOL if shared.get(key) is not None]
+    return f"{name}: {metric} on {', '.join(words)}; mean ± std over n seeds"
+
+
+def _shared_protocol(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the protocols of all rows that may not differ say alike; of the students', where there are any."""
+    known = [row for row in rows if row["protocol"] and row["method"] not in BY_DESIGN]
+    own = [row["protocol"] for row in known if row["role"] in STUDENTS] or [row["protocol"] for row in known]
+    return {
+        key: value
+        for key, value in (own[0] if own else {}).items()
+        if all(one.get(key) == value for one in own)
+    }
+
+
+def said(key: str, value: Any) -> str:
+    """A part of a protocol in words."""
+    shown = "×".join(map(str, value)) if isinstance(value, list) else value
+    return PROTOCOL[key].format(shown)
+
+
+# -------------------------------------------------------------------------------------------- columns
+
+
+def _percent(value: float | None, digits: int = 2, sign: str = "") -> str:
+    return "" if value is None else f"{100 * value:{sign}.{digits}f}"
+
+
+def _score(row: Row) -> str:
+    spread = f" ± {_percent(row['std'])}" if row["std"] is not None else ""
+    return _percent(row["mean"]) + spread if row["mean"] is not None else row["status"]
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _latency(row: Row) -> str:
+    times = row["latency_ms"]
+    return f"{times['p50']:.3g} / {times['p95']:.3g}" if times else ""
+
+
+def _who(row: Row) -> str:
+    return row["model"] if row["method"] is None else f"{row['model']} {row['method']}"
+
+
+def _p_value(row: Row) -> str:
+    if row["p_value"] is None:
+        return ""
+    return "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}"
+
+
+def _gap(row: Row) -> str:
+    if row["gap_closed"] is None:
+        return "n/a" if row["gain"] is not None and row["teacher"] else ""
+    ends = row["gap_interval"]
+    return _percent(row["gap_closed"], 0) + (
+        f" [{', '.join(_percent(end, 0) for end in ends)}]" if ends else ""
+    )
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "role": lambda row: row["role"],
+    "model": _who,
+    "experiment": lambda row: row["experiment"],
+    "teacher": lambda row: row["teacher"] or "",
+    "n": lambda row: str(len(row["values"] or [])),
+    "score %": _score,
+    "gain": lambda row: _percent(row["gain"], sign="+"),
+    f"gain, {CONFIDENCE}": lambda row: interval(row["gain_interval"], "+") if row["gain_interval"] else "",
+    "resampled": lambda row: (
+        interval(row["bootstrap_interval"], "+") if row.get("bootstrap_interval") else ""
+    ),
+    "p": _p_value,
+    "verdict": lambda row: row["verdict"] or "",
+    "seeds needed": lambda row: str(row["seeds_needed"] or ""),
+    "gap closed %": _gap,
+    "agrees %": lambda row: _percent(row["agreement"], 1),
+    "agrees in training %": lambda row: _percent(row["agreement_train"], 1),
+    "copies errors %": lambda row: _percent(row["copied_errors"], 1),
+    "NLL": lambda row: "" if row["nll"] is None else f"{row['nll']:.3f}",
+    "ECE %": lambda row: _percent(row["ece"], 1),
+    "scaled": lambda row: _percent(row["ece_scaled"], 1),
+    "params": lambda row: _count(row["parameters"]),
+    "MACs": lambda row: _count(row["macs"]),
+    "bytes": lambda row: _count(row["bytes"]),
+    "ms p50 / p95": _latency,
+    "train s": lambda row: "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+}
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The table's head and lines as text; columns that are empty everywhere, or the same experiment's, are left out."""
+    lines = [[show(row) for show in COLUMNS.values()] + [_own_protocol(row, rows)] for row in rows]
+    head = [*COLUMNS, "protocol"]
+    one_experiment = len({row["experiment"] for row in rows}) == 1
+    kept = [
+        number
+        for number, name in enumerate(head)
+        if any(line[number] for line in lines) and not (name == "experiment" and one_experiment)
+    ]
+    return [head[number] for number in kept], [[line[number] for number in kept] for line in lines]
+
+
+def pair_cells(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Every two methods as text, the second measured against the first."""
+    head = ["student", "method", "against", "difference", CONFIDENCE, "p", "verdict"]
+    lines = [
+        [
+            pair["model"],
+            pair["second"],
+            pair["first"],
+            _percent(pair["difference"], sign="+"),
+            interval(pair["interval"], "+"),
+            _p_value(pair),
+            pair["verdict"],
+        ]
+        for pair in pairs
+    ]
+    return head, lines
+
+
+def _own_protocol(row: Row, rows: Sequence[Row]) -> str:
+    """What a student's protocol says that the heading does not say of all."""
+    if row["role"] not in STUDENTS or not row["protocol"]:
+        return ""
+    shared = _shared_protocol(rows)
+    return ", ".join(
+        said(key, value) for key in PROTOCOL if (value := row["protocol"].get(key)) != shared.get(key)
+    )
+
+
+def markdown(compared: Mapping[str, Any], mixed: bool = False) -> str:
+    """The tables in Markdown, each under its heading, and what they say in words."""
+    text = []
+    for table in tables(compared, mixed):
+        head, lines = cells(table.rows)
+        text += [table.heading, "", *_marked_down(head, lines), ""]
+    if compared.get("pairs"):
+        text += [*_marked_down(*pair_cells(compared["pairs"])), ""]
+    return "\n".join(text + [f"- {sentence}" for sentence in compared["remarks"]]).rstrip("\n") + "\n"
+
+
+def _marked_down(head: list[str], lines: list[list[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(line)} |" for line in lines),
+    ]
+
+
+def csv_text(compared: Mapping[str, Any]) -> str:
+    """The rows with full precision, a column a key."""
+    buffer = io.StringIO()
+    rows = [{key: _flat(value) for key, value in row.items()} for row in compared["rows"]]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(buffer, fieldnames=list(keys) or ["role"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return "; ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else value
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "<": r"$<$",
+}
+"""What LaTeX reads as something else, or its plain fonts do not have, and how it is written."""
+
+
+def latex(compared: Mapping[str, Any], mixed: bool = False) -> str:
+    """The tables in LaTeX, as ``tabular`` that needs no package, each under its heading."""
+    text = []
+    for table in tables(compared, mixed):
+        head, lines = cells(table.rows)
+        kinds = "".join("l" if name in TEXT else "r" for name in head)
+        body = [" & ".join(map(_escaped, line)) + r" \\" for line in [head, *lines]]
+        text += [f"% {table.heading}", rf"\begin{{tabular}}{{{kinds}}}", r"\hline", body[0], r"\hline"]
+        text += [*body[1:], r"\hline", r"\end{tabular}", ""]
+    return "\n".join(text)
+
+
+TEXT = {"role", "model", "experiment", "teacher", "verdict", "protocol"}
+"""The columns of words."""
+
+
+def _escaped(cell: str) -> str:
+    return "".join(LATEX.get(mark, mark) for mark in cell)

@@ -1,0 +1,166 @@
+"""What paired differences say: intervals, p-values, verdicts, and what a comparison could have found at all.
+
+Everything is two-sided and at the level of 5 %. Differences are paired by seed: both runs began with the same weights
+and saw the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from kdrun.statistics.summary import mean, std
+
+LEVEL = 0.05
+"""The share of comparisons without any difference in which one is claimed."""
+POWER = 0.8
+"""The share of comparisons in which a difference is to be found that is there."""
+MOST_SEEDS = 1000
+"""More are not counted: nobody trains them."""
+
+Verdict = Literal["better", "worse", "not distinguishable"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its interval and p-value.
+
+    ``spread`` is the standard deviation of the differences over seeds; with one seed there is none, and interval and
+    p-value cover the noise of the test samples only.
+    """
+
+    mean: float
+    interval: Interval
+    p_value: float
+    spread: float | None
+    seeds: int
+
+
+def over_seeds(differences: Sequence[float], samples: int) -> Difference:
+    """The paired t-test of at least two differences of scores, each a share of ``samples`` test samples.
+
+    Scores are whole counts, so their rounding alone spreads a difference by 1/(√6 · samples): the spread is taken for
+    no less, or three seeds that happen to differ by the same few samples would prove anything.
+    """
+    count, middle, spread = len(differences), mean(differences), std(differences)
+    assert middle is not None and spread is not None, "a t-test needs two seeds"
+    spread = max(spread, rounding(samples))
+    error = spread / math.sqrt(count)
+    reach = _t_bound(LEVEL, count - 1) * error
+    p_value = 2 * float(special.stdtr(count - 1, -abs(middle) / error))
+    return Difference(middle, (middle - reach, middle + reach), p_value, spread, count)
+
+
+def rounding(samples: int) -> float:
+    """The standard deviation that the difference of two shares of so many samples has from rounding alone."""
+    return 1 / (math.sqrt(6) * samples)
+
+
+def over_samples(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
+    """Exact McNemar's test of two single runs, from which samples each has right (N,).
+
+    The interval is Clopper's and Pearson's for the share of ``first`` among the samples that only one has right, and
+    excludes 0 where the p-value is below the level.
+
+    Source: McNemar, "Note on the Sampling Error of the Difference Between Correlated Proportions or Percentages",
+    1947; Clopper, Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial", 1934.
+    """
+    samples = len(first)
+    ours, theirs = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = ours + theirs
+    if not differing:
+        reach = 1 - (LEVEL / 2) ** (1 / samples)
+        return Difference(0.0, (-reach, reach), 1.0, None, 1)
+    p_value = min(1.0, 2 * float(special.bdtr(min(ours, theirs), differing, 0.5)))
+    low = float(special.betaincinv(ours, theirs + 1, LEVEL / 2)) if ours else 0.0
+    high = float(special.betaincinv(ours + 1, theirs, 1 - LEVEL / 2)) if theirs else 1.0
+    scale = differing / samples
+    interval = (2 * low - 1) * scale, (2 * high - 1) * scale
+    return Difference((ours - theirs) / samples, interval, p_value, None, 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, adjusted so that all together raise a false alarm as often as one may.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def verdict(difference: float, p_value: float) -> Verdict:
+    """What a difference comes to, by its adjusted p-value."""
+    if p_value >= LEVEL:
+        return "not distinguishable"
+    return "better" if difference > 0 else "worse"
+
+
+def power(size: float, seeds: int, tests: int = 1) -> float:
+    """How often a difference of ``size`` spreads is found with so many seeds, if it has to stand out of ``tests``."""
+    freedom, bound = seeds - 1, _t_bound(LEVEL / tests, seeds - 1)
+    shift = abs(size) * math.sqrt(seeds)
+    below, far_below = (special.nctdtr(freedom, shift, end) for end in (bound, -bound))
+    return 1 - float(below - np.nan_to_num(far_below))  # NaN where it is too small to be reckoned
+
+
+def seeds_needed(difference: float, spread: float, tests: int = 1) -> int | None:
+    """The seeds that find a difference of this size with a power of 80 %; None for more than a thousand."""
+    if power(difference / spread, MOST_SEEDS, tests) < POWER:
+        return None
+    return 1 + int(
+        _least(lambda seeds: power(difference / spread, int(seeds) + 1, tests), 1, MOST_SEEDS - 1, 1)
+    )
+
+
+def detectable(spread: float, seeds: int, tests: int = 1) -> float:
+    """The smallest difference that so many seeds find with a power of 80 %."""
+    most = 1.0
+    while power(most, seeds, tests) < POWER:
+        most *= 2
+    return spread * _least(lambda size: power(size, seeds, tests), 0, most, 1e-9 * most)
+
+
+def _least(found: Callable[[float], float], low: float, high: float, close: float) -> float:
+    """The least argument in (low, high] at which the power suffices, up to ``close``; whole where that is 1."""
+    if found(low) >= POWER:
+        return low
+    while high - low > close:
+        middle = (low + high) / 2 if close < 1 else (low + high) // 2
+        low, high = (low, middle) if found(middle) >= POWER else (middle, high)
+    return high
+
+
+def share_of_gap(gains: Sequence[float], gaps: Sequence[float], samples: int) -> Interval | None:
+    """Fieller's interval of the mean gain over the mean gap, paired by seed; None where no gap is clear.
+
+    Needs two seeds. The gap's spread is taken for no less than that of rounding, as in ``over_seeds``.
+
+    Source: Fieller, "Some Problems in Interval Estimation", 1954.
+    """
+    assert len(gains) == len(gaps) > 1
+    count = len(gains)
+    gain, gap = float(np.mean(gains)), float(np.mean(gaps))
+    (gain_variance, shared), (_, gap_variance) = np.cov(gains, gaps) / count
+    gap_variance = max(gap_variance, rounding(samples) ** 2 / count)
+    bound = _t_bound(LEVEL, count - 1) ** 2
+    clear = gap**2 - bound * gap_variance
+    if gap <= 0 or clear <= 0:
+        return None
+    middle = gain * gap - bound * shared
+    root = math.sqrt(max(middle**2 - clear * (gain**2 - bound * gain_variance), 0.0))
+    return (middle - root) / clear, (middle + root) / clear
+
+
+def _t_bound(level: float, freedom: int) -> float:
+    """What |t| exceeds with this probability."""
+    return float(special.stdtrit(freedom, 1 - level / 2))

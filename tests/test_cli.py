@@ -253,7 +253,7 @@ def test_stdout_is_the_table_and_stderr_the_progress(tiny):
     assert head.split()[:3] == ["role", "model", "teacher"]
     assert [line.split()[0] for line in lines] == ["teacher", "control", "student"]
     assert "teacher/seed 0: epoch 1/1" in told.err, "a plain line an epoch where there is no terminal"
-    assert "written to runs/tiny/comparison.json" in told.err
+    assert "written to runs/tiny/report.html" in told.err
 
 
 @pytest.mark.parametrize("name", ["train-teacher", "distill", "compare", "check", "layers"])
@@ -708,6 +708,7 @@ def test_several_configs_are_one_comparison(done_again):
         "comparison.csv",
         "comparison.json",
         "comparison.md",
+        "report.html",
     ]
     compared = json.loads((folder / "comparison.json").read_text())
     assert compared == json.loads(told.out)

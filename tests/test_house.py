@@ -36,6 +36,7 @@ FLOORS = [
     {"split"},
     {"bookkeeping", "listing", "advice"},
     {"experiment", "compare", "gate", "checking", "profiling"},
+    {"evidence"},
     {"cli"},
     {"__main__"},
 ]
@@ -54,6 +55,7 @@ LIGHT = {
     "store",
     "compare",
     "gate",
+    "evidence",
     "cli",
 }
 """What must not import torch, not even through what it imports."""

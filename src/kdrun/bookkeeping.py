@@ -28,7 +28,7 @@ from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
 from kdrun.stack import why_not
-from kdrun.statistics.scores import all_scores
+from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace, fingerprint, read_json, write_json
 from kdrun.store.files import write_text
 from kdrun.store.lock import locked
@@ -144,6 +144,7 @@ class Seat:
             "seed": self.run.seed,
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
             "likeness": likeness,
+            "details": details(predictions["logits"], predictions["labels"]) | {"classes": self._classes},
             "cost": {
                 "parameters": models.parameters(network.model),
                 "macs": models.macs(network.model, self.dataset.spec.shapes[network.view]),
@@ -154,6 +155,12 @@ class Seat:
         }
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if trained else [])
         return None
+
+    @property
+    def _classes(self) -> list[str]:
+        """The names of the classes, or their numbers where the data set has no names."""
+        names = getattr(self.dataset, "classes", range(self.dataset.spec.classes))
+        return [str(name) for name in names]
 
     def _protocol(self, test_samples: int) -> dict[str, Any]:
         training = self.run.training

@@ -85,6 +85,7 @@ class Shown(NamedTuple):
     pairs: bool = False
     bootstrap: bool = False
     mixed: bool = False
+    plots: Path | None = None
 
 
 def main() -> NoReturn:
@@ -192,6 +193,15 @@ def compare(
         bool,
         typer.Option("--mixed", help="Rows of different protocols in one table; each says how it differs."),
     ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            "--plots",
+            metavar="DIR",
+            help="Also write each figure of the report there, as PNG and PDF.",
+            show_default=False,
+        ),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,7 +226,7 @@ def compare(
     from kdrun.gate import Gate
 
     gate = Gate.read(fail_under or [], fail_if_worse)
-    shown = Shown(_format(format_, json_), pairs, bootstrap, mixed)
+    shown = Shown(_format(format_, json_), pairs, bootstrap, mixed, plots)
     if no_train:
         if device or seeds or set_:
             raise UsageError(
@@ -379,8 +389,11 @@ def _print_comparison(
     compared = comparing.comparison(parts, comparing.Extras(shown.bootstrap, shown.pairs))
     missing = [run for part in parts for run in part.missing]
     if demand:
+        from kdrun.evidence import write_report
+
         folder = comparing.write(store, compared, several=len(names) > 1, mixed=shown.mixed)
-        _note(f"written to {folder}/comparison.json, .md and .csv", quiet)
+        write_report(folder, compared, parts, shown.mixed, shown.plots)
+        _note(f"written to {folder}/report.html, comparison.json, .md and .csv", quiet)
     if wanted is not None:
         compared = compared | {"rows": [row for row in compared["rows"] if wanted(row)]}
     _print(compared, shown)

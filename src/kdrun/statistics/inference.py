@@ -58,6 +58,16 @@ def over_seeds(differences: Sequence[float], samples: int) -> Difference:
     return Difference(middle, (middle - reach, middle + reach), p_value, spread, count)
 
 
+def of_mean(values: Sequence[float]) -> Interval | None:
+    """The interval of a mean over seeds, by Student's t; None under two values."""
+    spread = std(values)
+    if spread is None:
+        return None
+    middle, reach = mean(values), _t_bound(LEVEL, len(values) - 1) * spread / math.sqrt(len(values))
+    assert middle is not None
+    return middle - reach, middle + reach
+
+
 def rounding(samples: int) -> float:
     """The standard deviation that the difference of two shares of so many samples has from rounding alone."""
     return 1 / (math.sqrt(6) * samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +151,28 @@ def all_scores(logits: Logits, labels: Labels, temperature: float | None = None)
     if logits.shape[1] >= TOP5_FROM_CLASSES:
         scores["top5"] = top5(logits, labels)
     return scores
+
+
+def details(logits: Logits, labels: Labels) -> dict[str, Any]:
+    """What a report shows of one model's predictions beside its scores.
+
+    ``by_class``: of each class the share of its samples that is found, None where it has none. ``reliability``: of
+    each of 15 bins of the confidence, of equal width, the samples, their mean confidence and their accuracy; bins
+    without samples are left out.
+    """
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    right = logits.argmax(axis=1) == labels
+    found = np.bincount(labels[right], minlength=logits.shape[1])
+    confidence = np.exp(log_probabilities(logits).max(axis=1))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return {
+        "by_class": [int(f) / int(n) if n else None for f, n in zip(found, counts, strict=True)],
+        "reliability": [
+            [int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())]
+            for number in range(BINS)
+            if (inside := bins == number).any()
+        ],
+    }
 
 
 def ensemble(members: list[Logits]) -> NDArray[np.float64]:

@@ -50,6 +50,10 @@ class Result:
         with np.load(io.BytesIO(self._bytes("predictions.npz")), allow_pickle=False) as arrays:
             return dict(arrays)
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The training's log, a line an epoch; raises ``StoreError`` where the file is damaged."""
+        return [json.loads(line) for line in self._bytes("metrics.jsonl").decode().splitlines()]
+
 
 class Workplace:
     """The folder in which one run is made, until its manifest closes it."""

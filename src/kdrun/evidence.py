@@ -1,0 +1,203 @@
+"""The report of a comparison: what it shows beside the rows, read from the finished runs; no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kdrun.compare import Material
+from kdrun.controls import ALONE, MATCHED
+from kdrun.report import figures
+from kdrun.report.figures import Plot
+from kdrun.report.page import page
+from kdrun.statistics.scores import BINS
+from kdrun.store import Result, read_json
+from kdrun.store.files import write_bytes, write_text
+
+MOST_COMPARED = 30
+"""Models of one student that an agreement matrix shows; more could not be read."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training of one method of a student: of each seed (S), a value for each epoch (E).
+
+    ``loss`` is the weighted sum of the terms; ``validation`` the metric on the validation share, None without one.
+    """
+
+    label: str
+    loss: np.ndarray
+    validation: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Of one student of one experiment: its methods' curves, and what its finished runs say of the test samples.
+
+    ``gains_by_class`` is (M, C), points over alone, NaN for classes without samples; ``reliability`` of each label the
+    bins of ``scores.details``, over all seeds; ``agreement`` (M, M) the share of equal predictions of the first seed
+    that all have, teachers among them.
+    """
+
+    title: str
+    curves: list[Curve]
+    classes: list[str]
+    gain_labels: list[str]
+    gains_by_class: np.ndarray
+    reliability: dict[str, list[list[float]]]
+    agreement_labels: list[str]
+    agreement: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All of it, with where the experiments come from."""
+
+    students: list[Shown]
+    provenance: dict[str, Any]
+    configs: dict[str, Any]
+
+
+def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]:
+    """The figures of a comparison."""
+    yield from figures.gains(compared["rows"])
+    yield from figures.tradeoffs(compared["rows"])
+    for shown in students:
+        title, end = (f"{shown.title}: ", f"-{shown.title.replace('/', '-')}") if shown.title else ("", "")
+        trained = [curve for curve in shown.curves if curve.label != MATCHED]  # of other epochs
+        losses = [(curve.label, curve.loss) for curve in trained]
+        validated = [
+            (curve.label, 100 * curve.validation) for curve in trained if curve.validation is not None
+        ]
+        yield from figures.curves(title, losses, "training loss", f"loss{end}")
+        yield from figures.curves(title, validated, "validation score in %", f"validation{end}")
+        yield from figures.by_class(
+            title, shown.gain_labels, shown.classes, shown.gains_by_class, f"classes{end}"
+        )
+        yield from figures.reliability(title, shown.reliability, f"reliability{end}")
+        yield from figures.agreement(title, shown.agreement_labels, shown.agreement, f"agreement{end}")
+
+
+def write_report(
+    folder: Path, compared: dict[str, Any], parts: Sequence[Material], mixed: bool, to: Path | None = None
+) -> None:
+    """Write ``report.html`` into a folder, and each figure as PNG and PDF into another one where that is wanted."""
+    found = evidence(parts)
+    drawn = list(plots(compared, found.students))
+    configs = {name: yaml.safe_dump(config, sort_keys=False) for name, config in found.configs.items()}
+    write_text(folder / "report.html", page(compared, drawn, found.provenance, configs, mixed))
+    if to is not None:
+        for plot in drawn:
+            for format_ in ("png", "pdf"):
+                buffer = io.BytesIO()
+                plot.figure.savefig(buffer, format=format_, dpi=200, facecolor="white")
+                write_bytes(to / f"{plot.name}.{format_}", buffer.getvalue())
+
+
+def evidence(parts: Sequence[Material]) -> Evidence:
+    """What the finished runs of some experiments show."""
+    students = []
+    for part in parts:
+        names = dict.fromkeys(run["name"] for run in part.resolved["runs"] if run["role"] == "student")
+        students += [_shown(part, name, len(parts) > 1, len(names) > 1) for name in names]
+    named = {part.resolved["name"]: part for part in parts}
+    return Evidence(
+        students,
+        {name: read_json(part.store.root / name / "provenance.json") for name, part in named.items()},
+        {name: part.resolved["config"] for name, part in named.items()},
+    )
+
+
+def _shown(part: Material, student: str, several_experiments: bool, several_students: bool) -> Shown:
+    finished: dict[str, dict[int, Result]] = {}
+    for run in part.resolved["runs"]:
+        if run["name"] == student and run["role"] == "student" and run["fingerprint"] in part.results:
+            finished.setdefault(run["method"], {})[run["seed"]] = part.results[run["fingerprint"]]
+    gains = _gains_by_class(finished)
+    agreement = _agreement(part, student, finished)
+    title = [part.resolved["name"]] * several_experiments + [student] * several_students
+    return Shown(
+        "/".join(title),
+        [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None],
+        _classes(finished),
+        list(gains),
+        np.array(list(gains.values())),
+        {method: _pooled(list(runs.values())) for method, runs in finished.items()},
+        *agreement,
+    )
+
+
+def _classes(finished: dict[str, dict[int, Result]]) -> list[str]:
+    """The names of the classes."""
+    return next(
+        (run.manifest["details"]["classes"] for runs in finished.values() for run in runs.values()), []
+    )
+
+
+def _curve(part: Material, method: str, runs: dict[int, Result]) -> Curve | None:
+    logs = [log for run in runs.values() if (log := run.metrics())]
+    if not logs:
+        return None
+    loss = np.array([[_loss(line) for line in log] for log in logs])
+    validated = all(line["validation"] for log in logs for line in log)
+    return Curve(
+        method,
+        loss,
+        np.array([[line["validation"][part.metric] for line in log] for log in logs]) if validated else None,
+    )
+
+
+def _loss(line: dict[str, Any]) -> float:
+    """The weighted sum of an epoch's terms, of those that count."""
+    return float(
+        sum(term["value"] * term["weight"] for term in line["terms"].values() if term["value"] is not None)
+    )
+
+
+def _gains_by_class(finished: dict[str, dict[int, Result]]) -> dict[str, np.ndarray]:
+    """Of each method the mean gain over alone in each class (C,), in points, over the seeds that both have."""
+    alone = finished.get(ALONE, {})
+    found = {}
+    for method, runs in finished.items():
+        seeds = runs.keys() & alone.keys()
+        if method != ALONE and seeds:
+            own, control = (
+                np.array([of[seed].manifest["details"]["by_class"] for seed in sorted(seeds)], float)
+                for of in (runs, alone)
+            )
+            found[method] = 100 * (own - control).mean(axis=0)
+    return found
+
+
+def _pooled(seeds: Sequence[Result]) -> list[list[float]]:
+    """The bins of several runs as those of all their samples together."""
+    bins = np.zeros((BINS, 3))
+    for result in seeds:
+        for count, confidence, accuracy in result.manifest["details"]["reliability"]:
+            place = min(int(confidence * BINS), BINS - 1)
+            bins[place] += np.array([count, count * confidence, count * accuracy])
+    return [[n, c / n, a / n] for n, c, a in bins.tolist() if n]
+
+
+def _agreement(
+    part: Material, student: str, finished: dict[str, dict[int, Result]]
+) -> tuple[list[str], np.ndarray]:
+    """The labels (M) of teachers and methods, and the share of test samples on which each two say the same (M, M)."""
+    models = {
+        run["name"]: run["fingerprint"]
+        for run in reversed(part.resolved["runs"])
+        if run["role"] == "teacher" and run["fingerprint"] in part.results
+    }
+    models = dict(reversed(models.items()))
+    shared = set.intersection(*(set(runs) for runs in finished.values())) if finished else set()
+    if shared:
+        models |= {method: runs[min(shared)].manifest["fingerprint"] for method, runs in finished.items()}
+    names = list(models)[:MOST_COMPARED]
+    said = np.array([part.predicted(models[name]) for name in names])
+    return names, (said[:, None] == said[None]).mean(axis=2) if names else np.zeros((0, 0))

@@ -1,0 +1,277 @@
+"""The figures of a report, drawn by matplotlib: one function each, for the page and for files alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kdrun.report.words import points
+from kdrun.statistics.inference import of_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d1d", "#7f7f7f"]
+"""Told apart by colour-blind readers, too; after Okabe, Ito, "Color Universal Design", 2008."""
+MARKS = {"teacher": "s", "ensemble": "D", "control": "x", "student": "o"}
+MOST_PANELS = 12
+MOST_CLASSES = 40
+MANY_CELLS = 150
+"""From so many on a matrix has no numbers in its cells."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kdrun",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+class Plot(NamedTuple):
+    """A figure with its file's name, and in words what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def colour(number: int) -> str:
+    """The colour of the row, curve or bar at a place."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def line(number: int) -> str:
+    """The line of the curve at a place: other ones where the colours begin anew."""
+    return ["-", "--", ":", "-."][number // len(COLOURS) % 4]
+
+
+def new(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, and its axes row by row; nothing global is touched."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, [one for line in axes for one in line]
+
+
+# --------------------------------------------------------------------------------- accuracy against cost
+
+
+def tradeoffs(rows: Sequence[Row]) -> Iterator[Plot]:
+    """Score against multiply-accumulates and against latency, each with the Pareto front."""
+    for name, title, cost in (
+        ("macs", "multiply-accumulates of one sample", lambda row: row["macs"]),
+        ("latency", "latency of one sample, p50 in ms", lambda row: (row["latency_ms"] or {}).get("p50")),
+    ):
+        shown = [row for row in rows if row["mean"] is not None and cost(row)]
+        if shown:
+            yield _tradeoff(f"score-against-{name}", title, shown, [float(cost(row) or 0) for row in shown])
+
+
+def _tradeoff(name: str, title: str, rows: Sequence[Row], costs: Sequence[float]) -> Plot:
+    figure, [axes] = new(6.4, 4.2)
+    for number, (row, cost) in enumerate(zip(rows, costs, strict=True)):
+        axes.errorbar(
+            cost,
+            100 * row["mean"],
+            yerr=_reach(row),
+            fmt=MARKS[row["role"]],
+            color=colour(number),
+            capsize=3,
+            label=label(row),
+        )
+    front = pareto([(cost, row["mean"]) for row, cost in zip(rows, costs, strict=True)])
+    axes.step(
+        [costs[at] for at in front],
+        [100 * rows[at]["mean"] for at in front],
+        "k--",
+        where="post",
+        lw=0.8,
+        zorder=0,
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel(title)
+    axes.set_ylabel(f"{rows[0]['metric']} in %")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    names = ", ".join(label(rows[at]) for at in front)
+    return Plot(
+        name,
+        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean. On the dashed Pareto "
+        f"front, where nothing is better at that cost: {names}.",
+        figure,
+    )
+
+
+def _reach(row: Row) -> float | None:
+    """Half the interval of a row's mean, in percent."""
+    ends = of_mean(row["values"])
+    return None if ends is None else 50 * (ends[1] - ends[0])
+
+
+def pareto(places: Sequence[tuple[float, float]]) -> list[int]:
+    """Of (cost, score) the places that no other beats at that cost or a lower one, cheapest first."""
+    found: list[int] = []
+    for at in sorted(range(len(places)), key=lambda at: (places[at][0], -places[at][1])):
+        if not found or places[at][1] > places[found[-1]][1]:
+            found.append(at)
+    return found
+
+
+def label(row: Row) -> str:
+    """How a row is called in a figure."""
+    return row["model"] if row["method"] is None else f"{row['model']} {row['method']}"
+
+
+# ------------------------------------------------------------------------------------------------ gains
+
+
+def gains(rows: Sequence[Row]) -> Iterator[Plot]:
+    """Each method's gain over its control, with the interval."""
+    shown = [row for row in rows if row["gain"] is not None]
+    if not shown:
+        return
+    figure, [axes] = new(6.4, 0.8 + 0.32 * len(shown))
+    for place, row in enumerate(reversed(shown)):
+        low, high = (100 * end for end in row["gain_interval"])
+        tone = {"better": COLOURS[2], "worse": COLOURS[1]}.get(row["verdict"] or "", COLOURS[7])
+        axes.plot([low, high], [place, place], color=tone, lw=2, solid_capstyle="round")
+        axes.plot(100 * row["gain"], place, MARKS[row["role"]], color=tone)
+    axes.axvline(0, color="#444444", lw=0.8)
+    axes.set_yticks(range(len(shown)), [label(row) for row in reversed(shown)])
+    axes.set_xlabel("gain over alone in points")
+    told = "; ".join(f"{label(row)} {points(row['gain'], '+')}" for row in shown)
+    yield Plot(
+        "gains",
+        f"Gain over alone with its 95% interval; green is better, orange worse, grey not distinguishable or a "
+        f"control: {told}.",
+        figure,
+    )
+
+
+# ----------------------------------------------------------------------------------------------- curves
+
+
+def curves(title: str, found: Sequence[tuple[str, np.ndarray]], what: str, name: str) -> Iterator[Plot]:
+    """A line for each method, the mean over seeds (S, E), in a band from the least to the most."""
+    if not found:
+        return
+    figure, [axes] = new(6.4, 3.8)
+    for number, (label_, values) in enumerate(found):
+        epochs = np.arange(1, values.shape[1] + 1)
+        axes.plot(epochs, values.mean(axis=0), line(number), color=colour(number), lw=1.4, label=label_)
+        axes.fill_between(
+            epochs, values.min(axis=0), values.max(axis=0), color=colour(number), alpha=0.18, lw=0
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(what)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    yield Plot(
+        name,
+        f"{title}{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most.",
+        figure,
+    )
+
+
+# -------------------------------------------------------------------------------------- classes, matrices
+
+
+def by_class(
+    title: str, labels: Sequence[str], classes: Sequence[str], found: np.ndarray, name: str
+) -> Iterator[Plot]:
+    """Gains in points of each method (M) in each class (C); of many classes those in which most is gained or lost."""
+    if not len(labels):
+        return
+    chosen = np.arange(len(classes))
+    if len(classes) > MOST_CLASSES:
+        most = np.nan_to_num(np.abs(found)).max(axis=0)
+        chosen = np.sort(np.argsort(-most, kind="stable")[:MOST_CLASSES])
+    shown = found[:, chosen]
+    reach = float(np.nanmax(np.abs(shown), initial=0.1))
+    picture = Matrix(shown, labels, [classes[int(at)] for at in chosen], "PuOr", (-reach, reach), "+.0f")
+    part = f" (the {MOST_CLASSES} classes with the largest)" if len(classes) > MOST_CLASSES else ""
+    told = f"{title}Gain over alone in points in each class{part}: violet is more, orange less."
+    yield Plot(name, told, picture.draw())
+
+
+def agreement(title: str, labels: Sequence[str], found: np.ndarray, name: str) -> Iterator[Plot]:
+    """The share of test samples on which each two of M models say the same, (M, M)."""
+    if len(labels) < 2:
+        return
+    picture = Matrix(100 * found, labels, labels, "Blues", (100 * float(found.min()), 100.0), ".0f")
+    yield Plot(
+        name, f"{title}Share of the test samples, in %, on which each two say the same.", picture.draw()
+    )
+
+
+class Matrix(NamedTuple):
+    """Numbers (R, C) as colours, and as figures where there is room."""
+
+    values: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+    colours: str
+    ends: tuple[float, float]
+    form: str
+
+    def draw(self) -> Figure:
+        """The figure."""
+        figure, [axes] = new(1.8 + 0.42 * len(self.columns), 1.2 + 0.32 * len(self.rows))
+        low, high = self.ends
+        axes.imshow(self.values, cmap=self.colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        if self.values.size <= MANY_CELLS:
+            for (row, column), value in np.ndenumerate(self.values):
+                share = (value - low) / max(high - low, 1e-9)
+                dark = share > 0.7 if self.colours == "Blues" else abs(share - 0.5) > 0.35
+                axes.text(
+                    column, row, f"{value:{self.form}}" if np.isfinite(value) else "",
+                    ha="center", va="center", fontsize=7, color="white" if dark else "black",
+                )  # fmt: skip
+        return figure
+
+
+# ------------------------------------------------------------------------------------------- reliability
+
+
+def reliability(title: str, found: Mapping[str, Sequence[Sequence[float]]], name: str) -> Iterator[Plot]:
+    """Accuracy against confidence, a panel for each model: on the diagonal a model is as right as it is sure."""
+    shown = dict(list(found.items())[:MOST_PANELS])
+    if not shown:
+        return
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, panels = new(1.9 * columns, 2.0 * rows, columns, rows)
+    for number, (axes, (label_, bins)) in enumerate(zip(panels, shown.items(), strict=False)):
+        counts, sure, right = np.array(bins).T
+        axes.plot([0, 1], [0, 1], color="#888888", lw=0.8, ls="--")
+        axes.plot(sure, right, color=colour(number), lw=1)
+        axes.scatter(sure, right, s=4 + 60 * counts / counts.sum(), color=colour(number), alpha=0.8)
+        axes.set_title(label_, fontsize=8)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel("confidence", fontsize=9)
+    figure.supylabel("accuracy", fontsize=9)
+    left = f"; the first {MOST_PANELS} of {len(found)}" if len(found) > MOST_PANELS else ""
+    yield Plot(
+        name,
+        f"{title}Reliability: accuracy of the test samples against the confidence in them, in 15 bins; the larger a "
+        f"point, the more samples; below the diagonal a model is surer than it is right{left}.",
+        figure,
+    )

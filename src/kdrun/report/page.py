@@ -1,0 +1,146 @@
+"""The report: one HTML file that opens without a network, on a phone, in the dark and on paper."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from kdrun.controls import CONTROLS
+from kdrun.report import table
+from kdrun.report.figures import STYLE, Plot
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --soft: #6b6b70; --line: #dcdce0; --good: #00724f;
+  --bad: #b34a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --paper: #17171a; --soft: #a0a0a8; --line: #3a3a40;
+  --good: #4cc79b; --bad: #ff9d5c; } figure svg { filter: invert(0.9) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h1, h2 { line-height: 1.25; }
+p.note, figcaption, td small { color: var(--soft); } figcaption { font-size: 0.85rem; }
+ul.verdicts { padding-left: 1.2rem; } .better { color: var(--good); } .worse { color: var(--bad); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { vertical-align: bottom; } th.text, td.text { text-align: left; }
+td.who { position: sticky; left: 0; background: var(--paper); font-weight: 600; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure svg { width: 100%; min-width: 24rem; height: auto; }
+pre { overflow-x: auto; font-size: 0.8rem; border: 1px solid var(--line); padding: 0.8rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; } dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media print { body { max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } table { font-size: 0.6rem; }
+  th, td { padding: 0.15rem 0.3rem; white-space: normal; } }
+"""
+
+
+def page(
+    compared: Mapping[str, Any],
+    plots: Iterable[Plot],
+    provenance: Mapping[str, Mapping[str, Any]],
+    configs: Mapping[str, str],
+    mixed: bool = False,
+) -> str:
+    """The report; ``provenance`` and the resolved ``configs``, as text, by experiment."""
+    title = escape(compared["name"])
+    tables = table.tables(compared, mixed)
+    parts = [
+        f"<h1>{title}</h1>",
+        '<ul class="verdicts">' + "".join(map(_sentence, compared["remarks"])) + "</ul>",
+        "<h2>The comparison</h2>",
+        *[f'<p class="note">{escape(one.heading)}</p>{_table(*table.cells(one.rows))}' for one in tables],
+        *_pairs(compared),
+        "<h2>Figures</h2>",
+        '<div class="plots">' + "".join(map(_figure, plots)) + "</div>",
+        "<h2>How to read it</h2>",
+        _definitions({**_words(compared), **{f"control {name}": what for name, what in CONTROLS.items()}}),
+        "<h2>Where it comes from</h2>",
+        *[_origin(name, provenance[name], configs[name]) for name in configs],
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} – kdrun</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><style>{CSS}</style></head><body>{"".join(parts)}</body></html>\n'
+    )
+
+
+def _sentence(sentence: str) -> str:
+    kind = next((one for one in ("better", "worse") if f" is {one} than alone" in sentence), "")
+    return f'<li class="{kind}">{escape(sentence)}</li>' if kind else f"<li>{escape(sentence)}</li>"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    kinds = ["text" if name in table.TEXT else "" for name in head]
+    top = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(_cell(*of) for of in zip(head, line, kinds, strict=True)) + "</tr>" for line in lines
+    )
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(name: str, text: str, kind: str) -> str:
+    classes = " ".join(filter(None, [kind, "who" * (name == "model"), text if name == "verdict" else ""]))
+    return f'<td class="{escape(classes)}">{escape(text)}</td>'
+
+
+def _pairs(compared: Mapping[str, Any]) -> list[str]:
+    if not compared.get("pairs"):
+        return []
+    return ["<h2>Every two methods</h2>", _table(*table.pair_cells(compared["pairs"]))]
+
+
+def _figure(plot: Plot) -> str:
+    caption = escape(plot.caption)
+    drawn = svg(plot).replace("<svg ", f'<svg role="img" aria-label="{escape(plot.caption, quote=True)}" ', 1)
+    return f'<figure><div class="wide">{drawn}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def svg(plot: Plot) -> str:
+    """A figure as an SVG element whose names meet no other's on the page."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    with rc_context(STYLE | {"svg.hashsalt": plot.name}):
+        canvas = FigureCanvasSVG(plot.figure)  # `savefig` would draw everything twice
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
+    return re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+
+
+def _words(compared: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "score": f"{' or '.join(dict.fromkeys(row['metric'] for row in compared['rows']))} on the test set, which is "
+        "scored once, by the weights that the protocol's selection chose; mean ± standard deviation over n seeds",
+        "gain": "over alone, with the interval of a paired t-test over seeds; with one seed of McNemar's exact test, "
+        "which covers the noise of the test samples only",
+        "p, verdict": "two-sided, adjusted for all methods of one student (Holm), at 5 %",
+        "seeds needed": "that would tell a difference of this size from none with a power of 80 %",
+        "gap closed": "the gain's share of the way from alone to the teachers, with Fieller's interval; n/a where that "
+        "way is not clearly positive",
+        "agrees, copies errors": "the share of samples on which student and teachers say the same: of the test set, of "
+        "the training set, and of the test samples that the teachers have wrong",
+        "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "
+        "temperature that was fitted on the validation share",
+        "params, MACs, bytes, ms": "of the exported student: no adapter, no teacher; one sample at a time",
+    }
+
+
+def _definitions(words: Mapping[str, str]) -> str:
+    return (
+        "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in words.items()) + "</dl>"
+    )
+
+
+def _origin(name: str, provenance: Mapping[str, Any], config: str) -> str:
+    shown = {key: " ".join(value) if isinstance(value, list) else value for key, value in provenance.items()}
+    return (
+        f"<h3>{escape(name)}</h3>{_definitions(shown)}"
+        f"<details><summary>the config with every default</summary><pre>{escape(config)}</pre></details>"
+    )

@@ -74,6 +74,15 @@ def test_curves_are_those_of_the_log(told):
     assert curve.validation[1, 2] == line["validation"]["accuracy"]
 
 
+def test_shares_of_the_gradient_are_those_of_the_log(told):
+    curve = next(curve for curve in seen(told).curves if curve.label == "kd")
+    lines = [results(told / "runs")[f"students/student/kd/seed-{seed}"].metrics()[0] for seed in (0, 1)]
+    for term in ("ce", "kd"):
+        logged = [line["terms"][term]["gradient_share"] for line in lines]
+        assert curve.shares[term] == {1: pytest.approx(np.mean(logged))}
+    assert sum(shares[1] for shares in curve.shares.values()) == pytest.approx(1)
+
+
 def test_gains_by_class_are_those_of_the_predictions(told):
     shown = seen(told)
     found = dict(zip(shown.gain_labels, shown.gains_by_class, strict=True))["kd"]
@@ -142,7 +151,7 @@ def test_every_figure_is_written_as_png_and_pdf(told):
         "classes",
         "reliability",
     }
-    assert files == {f"{name}.{kind}" for name in names | {"agreement"} for kind in ("png", "pdf")}
+    assert files == {f"{name}.{kind}" for name in names | {"agreement", "shares"} for kind in ("png", "pdf")}
     assert (told / "plots/gains.png").read_bytes().startswith(b"\x89PNG")
     assert (told / "plots/gains.pdf").read_bytes().startswith(b"%PDF")
 
@@ -238,7 +247,7 @@ def test_a_browser_shows_it_without_an_error_or_a_request(browser, told, width):
     drawn = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
     )
-    assert len(drawn) == 8 and min(drawn) > 50
+    assert len(drawn) == 9 and min(drawn) > 50
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

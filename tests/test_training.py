@@ -832,3 +832,77 @@ def test_every_student_is_compiled_once(monkeypatch):
             assert losses_when("true", method, NO_DROPOUT) == pytest.approx(
                 losses_when("false", method, NO_DROPOUT), rel=1e-3
             )
+
+
+# ------------------------------------------------------------------------------- shares of the gradient
+
+SHARES = """
+name: shares
+dataset: {kind: digits}
+seeds: [0]
+training: {epochs: 4, batch_size: 64}
+teacher: {model: {kind: mlp, hidden: [24]}}
+student: {model: {kind: mlp, hidden: [16], dropout: 0.2}}
+controls: none
+methods: [{name: m, losses: [ce, {kind: kd, weight: 2}, {kind: hint, weight: 3}]}]
+"""
+
+
+def test_shares_of_the_gradient_are_those_of_each_terms_own_backward_pass():
+    made, teachers, dataset, _ = students(SHARES)
+    student = made["m"]
+    batch = next(dataset.batches(student.draw, 0))
+    said = {"teacher": teachers["teacher"](batch)}
+    norms = {}
+    for name in ("ce", "kd", "hint"):
+        student.begin_step()
+        student.answer(batch, said)[name].backward()
+        weights = [p for p in student.model.parameters() if p.grad is not None]
+        norms[name] = float(torch.cat([p.grad.flatten() for p in weights]).norm())
+        for p in student.parameters:
+            p.grad = None
+    student.step(batch, said)
+    student.flush()
+    total = sum(norms.values())
+    assert student._shares == {name: pytest.approx(norm / total, rel=1e-4) for name, norm in norms.items()}
+
+
+def test_looking_at_gradients_changes_no_bit(tmp_path, monkeypatch):
+    run(SHARES, tmp_path / "seen")
+    monkeypatch.setattr(Student, "_looks", lambda self: False)
+    run(SHARES, tmp_path / "unseen")
+    place = "students/student/m/seed-0"
+    assert weights_hash(tmp_path / "seen", place) == weights_hash(tmp_path / "unseen", place)
+    first, *rest = results(tmp_path / "seen")[place].metrics()
+    assert sum(term["gradient_share"] for term in first["terms"].values()) == pytest.approx(1)
+    for line in [*rest, *results(tmp_path / "unseen")[place].metrics()]:
+        assert {term["gradient_share"] for term in line["terms"].values()} == {None}, "epochs are short here"
+
+
+@pytest.mark.parametrize(("steps", "looks"), [(19, 3), (150, 20), (1000, 40)])
+def test_looks_take_under_two_percent_of_the_steps(steps, looks):
+    """Three terms are three more backward passes, each less than a step."""
+    student = students(SHARES)[0]["m"]
+    student.steps_per_epoch = steps
+    taken = 0
+    for student.position in range(40 * steps):
+        taken += student._looks()
+    assert 1 <= taken <= looks
+    assert 3 * taken / (40 * steps) < 0.02
+
+
+def test_a_single_term_has_no_share_to_tell(tmp_path):
+    run(SHARES, tmp_path)
+    for line in results(tmp_path)["students/student/alone/seed-0"].metrics():
+        assert line["terms"]["alone" if "alone" in line["terms"] else "ce"]["gradient_share"] is None
+
+
+def test_stacked_students_shares_are_those_of_each_alone(tmp_path):
+    text = SHARES.replace(", dropout: 0.2", "").replace("{kind: hint, weight: 3}", "{kind: dkd, weight: 3}")
+    text = text.replace("seeds: [0]", "seeds: [0, 1]")
+    run(text, tmp_path / "alone")
+    run(text, tmp_path / "stacked", "training.stack=true")
+    place = "students/student/m/seed-1"
+    one, other = (results(tmp_path / name)[place].metrics()[0]["terms"] for name in ("alone", "stacked"))
+    for name, term in one.items():
+        assert term["gradient_share"] == pytest.approx(other[name]["gradient_share"], rel=1e-3)

@@ -28,12 +28,14 @@ MOST_COMPARED = 30
 class Curve:
     """The training of one method of a student: of each seed (S), a value for each epoch (E).
 
-    ``loss`` is the weighted sum of the terms; ``validation`` the metric on the validation share, None without one.
+    ``loss`` is the weighted sum of the terms; ``validation`` the metric on the validation share, None without one;
+    ``shares`` of each term in the gradient's norm, the mean over seeds, by the epochs in which it was measured.
     """
 
     label: str
     loss: np.ndarray
     validation: np.ndarray | None
+    shares: dict[str, dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
         ]
         yield from figures.curves(title, losses, "training loss", f"loss{end}")
         yield from figures.curves(title, validated, "validation score in %", f"validation{end}")
+        shares = {curve.label: curve.shares for curve in trained if curve.shares}
+        yield from figures.shares(title, shares, f"shares{end}")
         yield from figures.by_class(
             title, shown.gain_labels, shown.classes, shown.gains_by_class, f"classes{end}"
         )
@@ -150,7 +154,19 @@ def _curve(part: Material, method: str, runs: dict[int, Result]) -> Curve | None
         method,
         loss,
         np.array([[line["validation"][part.metric] for line in log] for log in logs]) if validated else None,
+        _shares(logs),
     )
+
+
+def _shares(logs: Sequence[Sequence[dict[str, Any]]]) -> dict[str, dict[int, float]]:
+    """Of each term the epochs, counted from 1, in which all seeds measured its share, and their mean."""
+    found: dict[str, dict[int, float]] = {}
+    for lines in zip(*logs, strict=True):
+        for term in lines[0]["terms"]:
+            seeds = [line["terms"][term]["gradient_share"] for line in lines]
+            if None not in seeds:
+                found.setdefault(term, {})[lines[0]["epoch"] + 1] = float(np.mean(seeds))
+    return found
 
 
 def _loss(line: dict[str, Any]) -> float:

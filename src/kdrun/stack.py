@@ -169,6 +169,8 @@ class Stack:
             for row, outputs, lesson in zip(self._rows, said, lessons, strict=True):
                 row.member.begin_step()
                 values.append(row.member.terms(outputs, lesson))
+        for row, terms in zip(self._rows, values, strict=True):
+            row.member.look_at_gradients(terms, list(self._weights.values()))
         self.learn(values, self.gradients(values))
         share = (time.perf_counter() - began) / len(self._rows)
         for row in self._rows:

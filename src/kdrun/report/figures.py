@@ -185,6 +185,50 @@ def curves(title: str, found: Sequence[tuple[str, np.ndarray]], what: str, name:
     )
 
 
+def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], name: str) -> Iterator[Plot]:
+    """Of each method a panel: its terms' shares in the gradient's norm, by epoch."""
+    shown = dict(list(found.items())[:MOST_PANELS])
+    if not shown:
+        return
+    figure, panels = _panels(shown)
+    terms = list(dict.fromkeys(term for of_method in shown.values() for term in of_method))
+    for axes, (label_, of_method) in zip(panels, shown.items(), strict=False):
+        for term, by_epoch in of_method.items():
+            at = terms.index(term)
+            axes.plot(list(by_epoch), [100 * share for share in by_epoch.values()], f"o{line(at)}", ms=3, lw=1.2,
+                      color=colour(at), label=term)  # fmt: skip
+        axes.set_title(label_, fontsize=8)
+        axes.set_ylim(-3, 103)
+    handles = {
+        text: handle
+        for axes in panels
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside right center", fontsize=8, frameon=False)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("share in %", fontsize=9)
+    yield Plot(
+        name,
+        f"{title}What each weighted term contributes to the gradient of the student's weights: the share of its norm "
+        f"in the sum of all terms' norms, measured in some epochs, the mean over seeds{_cut(found)}.",
+        figure,
+    )
+
+
+def _panels(shown: Mapping[str, Any]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each label."""
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, panels = new(1.9 * columns + 0.4, 2.0 * rows, columns, rows)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    return figure, panels
+
+
+def _cut(found: Mapping[str, Any]) -> str:
+    return f"; the first {MOST_PANELS} of {len(found)}" if len(found) > MOST_PANELS else ""
+
+
 # -------------------------------------------------------------------------------------- classes, matrices
 
 
@@ -253,9 +297,7 @@ def reliability(title: str, found: Mapping[str, Sequence[Sequence[float]]], name
     shown = dict(list(found.items())[:MOST_PANELS])
     if not shown:
         return
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, panels = new(1.9 * columns, 2.0 * rows, columns, rows)
+    figure, panels = _panels(shown)
     for number, (axes, (label_, bins)) in enumerate(zip(panels, shown.items(), strict=False)):
         counts, sure, right = np.array(bins).T
         axes.plot([0, 1], [0, 1], color="#888888", lw=0.8, ls="--")
@@ -264,14 +306,11 @@ def reliability(title: str, found: Mapping[str, Sequence[Sequence[float]]], name
         axes.set_title(label_, fontsize=8)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
     figure.supxlabel("confidence", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
-    left = f"; the first {MOST_PANELS} of {len(found)}" if len(found) > MOST_PANELS else ""
     yield Plot(
         name,
         f"{title}Reliability: accuracy of the test samples against the confidence in them, in 15 bins; the larger a "
-        f"point, the more samples; below the diagonal a model is surer than it is right{left}.",
+        f"point, the more samples; below the diagonal a model is surer than it is right{_cut(found)}.",
         figure,
     )

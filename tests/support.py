@@ -19,7 +19,7 @@ from kdrun.plan import plan
 from kdrun.store import Store
 from kdrun.yamlsource import Source
 
-CLOCK = {"train_seconds", "latency_ms"}
+CLOCK = {"train_seconds", "train_seconds_all", "latency_ms", "throughput"}
 """The keys of a comparison that no two runs share."""
 
 

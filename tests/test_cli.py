@@ -731,8 +731,8 @@ ROW = {
     "experiment", "role", "model", "method", "teacher", "seeds", "metric", "values", "mean", "std", "gain",
     "gain_interval", "gain_covers", "gap_closed", "gap_interval", "verdict", "p_value", "seeds_needed", "detectable",
     "agreement", "agreement_train", "copied_errors", "kl_to_teacher", "nll", "brier", "ece", "ece_scaled",
-    "parameters", "macs", "bytes", "latency_ms", "throughput", "peak_memory_bytes", "train_seconds", "protocol",
-    "tuning_trials", "status",
+    "parameters", "macs", "bytes", "latency_ms", "throughput", "peak_memory_bytes", "train_seconds",
+    "train_seconds_all", "protocol", "tuning_trials", "status",
 }  # fmt: skip
 """The keys of a row, as the format of ``comparison.json`` fixes them."""
 

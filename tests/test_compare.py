@@ -203,9 +203,27 @@ def test_costs_and_nll(tmp_path):
 def test_latency_is_the_models(tmp_path):
     made = experiment(tmp_path)
     times = {"p50": 0.5, "p95": 0.75}
-    write_json(tmp_path / "made" / "latency.json", {"models": {"model of student": times}})
-    assert made.row("kd")["latency_ms"] == times
+    costs = {"latency_ms": times, "throughput": 10.0, "peak_memory_bytes": 99, "batch_size": 4}
+    write_json(tmp_path / "made" / "costs.json", {"models": {"model of student": costs}})
+    row = made.row("kd")
+    assert (row["latency_ms"], row["throughput"], row["peak_memory_bytes"]) == (times, 10.0, 99)
     assert made.row(None, "teacher")["latency_ms"] is None
+
+
+def test_training_time_with_the_teachers_is_theirs_too(tmp_path):
+    made = Made(tmp_path)
+    big = made.run("teacher", "big", None, 0, predicting(9), seconds=10.0)
+    other = made.run("teacher", "other", None, 1, predicting(9), seconds=3.0)
+    assistant = made.run("teacher", "assistant", "kd", 0, predicting(8), [big], seconds=5.0)
+    for seed in range(2):
+        made.run("student", "student", "alone", seed, predicting(5), seconds=1.0)
+        made.run("student", "student", "kd", seed, predicting(6), [assistant, big, other], seconds=2.0)
+    row = made.row("kd")
+    assert (row["train_seconds"], row["train_seconds_all"]) == (2.0, 20.0), "each teacher once"
+    assert (made.row("alone")["train_seconds_all"], made.row("kd", "assistant")["train_seconds_all"]) == (
+        1.0,
+        15.0,
+    )
 
 
 # -------------------------------------------------------------------------------------------- verdicts

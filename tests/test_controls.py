@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from commands import command
-from kdrun import assembly, evaluate, models
+from kdrun import assembly, evaluate, models, registry
 from kdrun.contracts import Batch, Outputs
 from kdrun.errors import GateError, UsageError
 from kdrun.gate import Gate
@@ -218,6 +218,39 @@ def test_without_a_validation_share_nothing_is_scaled(tmp_path):
     run(ONE_TEACHER, tmp_path, "dataset.validation=0", "controls=none", "seeds=[0]")
     row = row_of(tmp_path, "kd")
     assert row["ece_scaled"] is None and row["ece"] is not None and row["brier"] is not None
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def test_peak_memory_by_hand():
+    """An MLP's input, and two neighbouring layers at a time, beside its weights."""
+    made = registry.MODELS["mlp"].Config(kind="mlp", hidden=[100, 30])
+    model = models.build(made, (50,), 10, 0).eval()
+    x = torch.zeros(4, 50)
+    weights = 4 * (50 * 100 + 100 + 100 * 30 + 30 + 30 * 10 + 10)
+    found = evaluate.peak_bytes(lambda: model(x), model)
+    first, relu = 4 * 4 * 100, 4 * 4 * 100
+    assert weights + first + relu <= found <= weights + first + relu + 4 * 4 * 50
+    assert found == evaluate.peak_bytes(lambda: model(x), model)
+
+
+def test_costs_are_measured_for_every_architecture_once(finished):
+    costs = json.loads((finished / "controls/costs.json").read_text())
+    assert len(costs["models"]) == 3, "two teachers, and one student for all methods"
+    for one in costs["models"].values():
+        assert 0 < one["latency_ms"]["p50"] <= one["latency_ms"]["p95"]
+        assert one["throughput"] > 0 and 1 <= one["batch_size"] <= 256
+    row = row_of(finished, "kd")
+    assert row["peak_memory_bytes"] > 4 * row["parameters"]
+
+
+def test_models_are_timed_in_turn():
+    calls = []
+    runners = [lambda name=name: calls.append(name) or 3 for name in "abc"]
+    found = evaluate.throughputs(runners, torch.device("cpu"))
+    assert len(found) == 3 and min(found) > 0
+    assert calls == list("abc") * (len(calls) // 3)
 
 
 # ------------------------------------------------------------------------------------------------ gate

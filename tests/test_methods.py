@@ -159,5 +159,5 @@ def test_a_student_of_simkd_is_stored_scored_and_teaches_with_its_projector(tmp_
         middle.manifest["cost"]["parameters"]
         > found["students/student/kd/seed-0"].manifest["cost"]["parameters"]
     )
-    latencies = read_json(tmp_path / "chain" / "latency.json")
+    latencies = read_json(tmp_path / "chain" / "costs.json")
     assert len(latencies["models"]) == 4  # big, small, small with one projector, and with one onto the other

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
 from kdrun.errors import Problem, TrainingError
-from kdrun.evaluate import latencies, likenesses, predict, temperature
+from kdrun.evaluate import latencies, likenesses, peak_bytes, predict, temperature, throughputs
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
@@ -36,6 +36,8 @@ from kdrun.student import Student
 
 CHECKPOINT_SECONDS = float(os.environ.get("KDRUN_CHECKPOINT_SECONDS", "30"))
 """Between two checkpoints; 0 writes one after every step."""
+THROUGHPUT_MS = 100.0
+"""About what a pass takes whose throughput is measured."""
 LIKENESS_SPLITS: tuple[Split, ...] = ("train", "test")
 """The samples on which a student is compared with its teachers."""
 
@@ -371,23 +373,46 @@ def _git_revision() -> str | None:
 
 
 def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
-    """Measure the latency of every architecture at batch 1, in turn, unless it was measured before."""
+    """Measure what every architecture costs to run, in turn, unless it was measured before.
+
+    Latency is of one sample; throughput of as many as take about a tenth of a second by that, up to 256.
+    """
     wanted = {model_key(run, spec): run for run in plan.runs}
-    path = store.root / plan.config.experiment.name / "latency.json"
+    path = store.root / plan.config.experiment.name / "costs.json"
     conditions = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if path.is_file():
         there = read_json(path)
         if wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
             return
-    runners = [_single(finished_network(run, spec, device), spec, device) for run in wanted.values()]
-    models_ms = dict(zip(wanted, latencies(runners, device), strict=True))
-    write_json(path, {"conditions": conditions, "batch_size": 1, "models": models_ms})
+    networks = [finished_network(run, spec, device) for run in wanted.values()]
+    single = [_runner(network, spec, device, 1) for network in networks]
+    times = latencies(single, device)
+    batches = [min(256, max(1, round(THROUGHPUT_MS / one["p50"]))) for one in times]
+    many = [_runner(network, spec, device, size) for network, size in zip(networks, batches, strict=True)]
+    figures = [
+        {
+            "latency_ms": time_,
+            "throughput": throughput,
+            "batch_size": size,
+            "peak_memory_bytes": peak_bytes(runner, network.model),
+        }
+        for time_, throughput, size, runner, network in zip(
+            times, throughputs(many, device), batches, single, networks, strict=True
+        )
+    ]
+    write_json(path, {"conditions": conditions, "models": dict(zip(wanted, figures, strict=True))})
 
 
-def _single(network: Network, spec: Spec, device: torch.device) -> Any:
-    batch = spec.random_batch(1).to(device)
+def _runner(network: Network, spec: Spec, device: torch.device, size: int) -> Callable[[], int]:
+    """A pass of a network over so many random samples; it returns their number."""
+    batch = spec.random_batch(size).to(device)
     network.model.eval()
-    return lambda: network(batch)
+
+    def run() -> int:
+        network(batch)
+        return size
+
+    return run
 
 
 def command_line() -> list[str]:

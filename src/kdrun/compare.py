@@ -52,11 +52,13 @@ KEYS = [
     "throughput",
     "peak_memory_bytes",
     "train_seconds",
+    "train_seconds_all",
     "protocol",
     "tuning_trials",
     "status",
 ]
 """What a row holds besides role, model and method; null where it does not apply or is not known yet."""
+COSTS = ["latency_ms", "throughput", "peak_memory_bytes"]
 SCORES = ["nll", "brier", "ece", "ece_scaled"]
 LIKENESS = {"agreement": "test", "agreement_train": "train", "copied_errors": "test", "kl_to_teacher": "test"}
 """How alike a student and its teachers are, and on which samples."""
@@ -90,8 +92,8 @@ class Material:
                 self.missing.append(run)
             else:
                 self.results[run["fingerprint"]] = result
-        path = self.store.root / self.resolved["name"] / "latency.json"
-        self.latency = read_json(path)["models"] if path.is_file() else {}
+        path = self.store.root / self.resolved["name"] / "costs.json"
+        self.costs = read_json(path)["models"] if path.is_file() else {}
         self._predicted: dict[tuple[str, ...], np.ndarray] = {}
         self._resampled: dict[str, np.ndarray] = {}
 
@@ -121,6 +123,15 @@ class Material:
         if len(members) == 1:
             return float(self.results[members[0]].manifest["scores"][self.metric])
         return scores.score(self.metric, self.predicted(*members), self.labels)
+
+    def seconds(self, fingerprint: str) -> float:
+        """What a run took to train, with its teachers and theirs."""
+        wanted, total = [fingerprint], 0.0
+        runs = {run["fingerprint"]: run for run in self.resolved["runs"]}
+        for one in wanted:
+            total += self.results[one].manifest["train_seconds"] if one in self.results else 0.0
+            wanted += [teacher for teacher in runs[one]["teachers"].values() if teacher not in wanted]
+        return total
 
     def samples(self, fingerprint: str) -> int:
         """The test samples that a run was scored on."""
@@ -213,10 +224,11 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     row["seeds"] = [run["seed"] for run in done]
     manifests = [part.results[run["fingerprint"]].manifest for run in done]
     _summarise(row, [manifest["scores"] for manifest in manifests])
-    row["latency_ms"] = part.latency.get(runs[0]["model"])
+    row |= {key: part.costs.get(runs[0]["model"], {}).get(key) for key in COSTS}
     if manifests:
         first = manifests[0]
         row["train_seconds"] = summary.mean([manifest["train_seconds"] for manifest in manifests])
+        row["train_seconds_all"] = summary.mean([part.seconds(run["fingerprint"]) for run in done])
         row["parameters"], row["macs"] = first["cost"]["parameters"], first["cost"]["macs"]
         row["bytes"] = first["files"]["weights.safetensors"]["bytes"]
         row["protocol"] = first["protocol"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kdrun.contracts import Batch, Predictor
 from kdrun.statistics.scores import all_scores, divergence, ensemble, fitted_temperature
 
-WARM_UP, ROUNDS = 5, 60
+WARM_UP, ROUNDS, FEW_ROUNDS = 5, 60, 7
 
 
 def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -102,13 +105,76 @@ def wait_for(device: torch.device) -> None:
 
 def latencies(runners: Sequence[Callable[[], Any]], device: torch.device) -> list[dict[str, float]]:
     """Milliseconds of a call of each, p50 and p95; taken in turn, so that a drifting machine hits all alike."""
+    return [
+        {"p50": float(np.percentile(times, 50)), "p95": float(np.percentile(times, 95))}
+        for times in _in_turn(runners, device, WARM_UP, ROUNDS)
+    ]
+
+
+def throughputs(runners: Sequence[Callable[[], int]], device: torch.device) -> list[float]:
+    """Samples a second of each by the median call, which returns its number of samples; taken in turn."""
+    samples = [runner() for runner in runners]
+    taken = _in_turn(runners, device, 1, FEW_ROUNDS)
+    return [1e3 * n / float(np.median(times)) for n, times in zip(samples, taken, strict=True)]
+
+
+def _in_turn(
+    runners: Sequence[Callable[[], Any]], device: torch.device, warm_up: int, rounds: int
+) -> list[list[float]]:
+    """Milliseconds of the calls of each, A B C A B C …"""
     taken: list[list[float]] = [[] for _ in runners]
     with torch.no_grad():
-        for turn in range(WARM_UP + ROUNDS):
+        for turn in range(warm_up + rounds):
             for times, runner in zip(taken, runners, strict=True):
                 began = time.perf_counter()
                 runner()
                 wait_for(device)
-                if turn >= WARM_UP:
+                if turn >= warm_up:
                     times.append(1e3 * (time.perf_counter() - began))
-    return [{"p50": float(np.percentile(t, 50)), "p95": float(np.percentile(t, 95))} for t in taken]
+    return taken
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once in the block; ``most`` is their peak.
+
+    Left out are those that are ``known`` and what an operation needs inside itself. The same every time.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._users: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it returns."""
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor)
+        return returned
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._known:
+            return
+        if place not in self._users:
+            self._now += size
+            self.most = max(self.most, self._now)
+        self._users[place] = self._users.get(place, 0) + 1
+        weakref.finalize(tensor, self._release, place, size)
+
+    def _release(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            del self._users[place]
+            self._now -= size
+
+
+def peak_bytes(runner: Callable[[], Any], model: torch.nn.Module) -> int:
+    """The memory that a call needs: the model's weights and buffers, and what is alive at once beside them."""
+    own = model.state_dict().values()
+    with torch.no_grad(), Peak(own) as peak:
+        runner()
+    return sum(tensor.nbytes for tensor in own) + peak.most

@@ -122,6 +122,10 @@ def _latency(row: Row) -> str:
     return f"{times['p50']:.3g} / {times['p95']:.3g}" if times else ""
 
 
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
 def _who(row: Row) -> str:
     return row["model"] if row["method"] is None else f"{row['model']} {row['method']}"
 
@@ -167,7 +171,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "MACs": lambda row: _count(row["macs"]),
     "bytes": lambda row: _count(row["bytes"]),
     "ms p50 / p95": _latency,
-    "train s": lambda row: "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+    "samples/s": lambda row: _count(row["throughput"]),
+    "peak bytes": lambda row: _count(row["peak_memory_bytes"]),
+    "train s": lambda row: _seconds(row["train_seconds"]),
+    "with teachers": lambda row: _seconds(row["train_seconds_all"]),
 }
 
 

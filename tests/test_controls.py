@@ -1,18 +1,22 @@
 """Controls, figures of likeness, protocols in results, and the gate."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 
 from commands import command
-from kdrun import assembly, evaluate, models, registry
+from kdrun import assembly, compare, evaluate, models, registry
 from kdrun.contracts import Batch, Outputs
 from kdrun.errors import GateError, UsageError
 from kdrun.gate import Gate
 from kdrun.plan import plan
+from kdrun.report import table
 from kdrun.statistics import scores
+from kdrun.store import Store
 from support import checked, comparison, results, run, students
 
 BASE = """
@@ -334,6 +338,18 @@ def test_every_format_is_all_that_is_on_stdout(finished, tmp_path, format_):
         assert len(widths) == 1 and r"\%" in told.out and "_" not in told.out.replace(r"\_", "")
         ends = [line.partition("}")[0] for line in lines if line.startswith((r"\begin", r"\end"))]
         assert ends == [r"\begin{tabular", r"\end{tabular"]
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_the_latex_compiles(finished, tmp_path):
+    [part] = compare.materials(Store(finished), ["controls"])
+    compared = compare.comparison([part])
+    compared["rows"][-1]["method"] = "a_b & 50% #1 ~^\\{}"
+    text = f"\\documentclass{{article}}\\begin{{document}}{table.latex(compared)}\\end{{document}}"
+    (tmp_path / "it.tex").write_text(text)
+    told = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "it.tex"]
+    done = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_two_formats_at_once_are_an_error(finished, tmp_path):

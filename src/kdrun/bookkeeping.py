@@ -168,6 +168,7 @@ class Seat:
         training = self.run.training
         return {
             "dataset": self.dataset.config.kind,
+            "split": "test",
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -267,11 +268,20 @@ LATEX = {
 """What LaTeX reads as something else, or its plain fonts do not have, and how it is written."""
 
 
+ON_PAPER = {
+    "model", "experiment", "teacher", "n", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict", "gap closed %",
+    "params", "MACs", "ms p50 / p95", "protocol",
+}  # fmt: skip
+"""The columns that a page has room for; the others are in the other formats."""
+
+
 def latex(compared: Mapping[str, Any], mixed: bool = False) -> str:
-    """The tables in LaTeX, as ``tabular`` that needs no package, each under its heading."""
+    """The tables in LaTeX, as ``tabular`` that needs no package, each under its heading; the main columns only."""
     text = []
     for table in tables(compared, mixed):
-        head, lines = cells(table.rows)
+        every, found = cells(table.rows)
+        kept = [number for number, name in enumerate(every) if name in ON_PAPER]
+        head, *lines = ([line[number] for number in kept] for line in [every, *found])
         kinds = "".join("l" if name in TEXT else "r" for name in head)
         body = [" & ".join(map(_escaped, line)) + r" \\" for line in [head, *lines]]
         text += [f"% {table.heading}", rf"\begin{{tabular}}{{{kinds}}}", r"\hline", body[0], r"\hline"]
@@ -284,4 +294,5 @@ TEXT = {"role", "model", "experiment", "teacher", "verdict", "protocol"}
 
 
 def _escaped(cell: str) -> str:
-    return "".join(LATEX.get(mark, mark) for mark in cell)
+    escaped = "".join(LATEX.get(mark, mark) for mark in cell)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdrun.statistics.inference import LEVEL, Difference, Interval
-from kdrun.statistics.scores import METRICS, Labels, counted
+from kdrun.statistics.scores import METRICS, Labels, accuracy, counted
 
 RESAMPLES = 2000
 
@@ -30,6 +30,9 @@ class Resamples:
 
     def scores(self, predicted: Labels) -> NDArray[np.float64]:
         """The metric of one run's predictions (N,) on every resample of the test set."""
+        if self._metric is accuracy:  # the same, ten times as fast
+            right = self._times[:, predicted == self._labels]
+            return right.sum(axis=1, dtype=np.int64) / len(self._labels)
         return np.array([self._score(predicted, times) for times in self._times])
 
     def interval(

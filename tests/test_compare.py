@@ -242,7 +242,7 @@ def family(root, seeds=3, **methods):
 def test_verdicts_allow_for_all_methods_of_a_student(tmp_path):
     made = family(tmp_path, good=(9, 10, 9), same=(5, 5, 6), bad=(1, 0, 1))
     differences = {
-        name: inference.over_seeds([right / 10 - 0.5 for right in of], 10)
+        name: inference.over_seeds([right / 10 - 0.5 for right in of], 0.1)
         for name, of in {"good": (9, 10, 9), "same": (5, 5, 6), "bad": (1, 0, 1)}.items()
     }
     adjusted = dict(
@@ -278,7 +278,7 @@ def test_controls_have_gains_and_no_verdicts(tmp_path):
     assert row["role"] == "control"
     assert (row["verdict"], row["p_value"]) == (None, None)
     assert row["gain"] == pytest.approx(7 / 30) and row["gain_interval"] is not None
-    assert made.row("kd")["p_value"] == pytest.approx(inference.over_seeds([0.4, 0.5, 0.4], 10).p_value), (
+    assert made.row("kd")["p_value"] == pytest.approx(inference.over_seeds([0.4, 0.5, 0.4], 0.1).p_value), (
         "alone in its family"
     )
     assert [row["method"] for row in made.rows()] == ["alone", "label-smoothing", "kd"]
@@ -314,7 +314,10 @@ def test_pairs_are_on_request_and_of_methods_only(tmp_path):
     assert [(pair["first"], pair["second"]) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [pair["verdict"] for pair in pairs] == ["worse", "not distinguishable", "better"]
     adjusted = inference.holm(
-        [inference.over_seeds(one, 10).p_value for one in ([-0.7, -0.9, -0.7], [0, -0.1, 0], [0.7, 0.8, 0.7])]
+        [
+            inference.over_seeds(one, 0.1).p_value
+            for one in ([-0.7, -0.9, -0.7], [0, -0.1, 0], [0.7, 0.8, 0.7])
+        ]
     )
     assert [pair["p_value"] for pair in pairs] == pytest.approx(adjusted)
 
@@ -723,3 +726,94 @@ def test_summaries_of_nothing_and_of_one():
 def test_summaries_are_those_of_numpy(values):
     assert summary.mean(values) == pytest.approx(np.mean(values), rel=1e-12)
     assert summary.std(values) == pytest.approx(np.std(values, ddof=1), rel=1e-9)
+
+
+# --------------------------------------------------------------------------------------- what is missing
+
+
+def test_a_control_with_one_seed_is_no_crash_and_the_words_say_so(tmp_path):
+    made = experiment(tmp_path, alone=[5, None, None, None], kd=[8, 7, 9, 8])
+    made.rows()
+    said = compared(tmp_path, "made")["remarks"]
+    assert any(sentence.endswith("1 seed") for sentence in said)
+    assert any("noise of the test samples only" in sentence for sentence in said)
+
+
+def test_a_method_with_one_of_several_seeds_gets_no_verdict(tmp_path):
+    made = experiment(tmp_path, alone=[5, 6, 5], kd=[8, 9, 8])
+    teacher = made.resolved["runs"][0]
+    for seed, right in enumerate([10, None, None]):
+        logits = None if right is None else predicting(right)
+        made.run("student", "student", "dkd", seed, logits, [teacher])
+    row = made.row("dkd")
+    assert (row["verdict"], row["p_value"], row["gain_seeds"]) == (None, None, 1)
+    assert made.row("kd")["p_value"] == pytest.approx(inference.over_seeds([0.3] * 3, 0.1).p_value)
+    said = compared(tmp_path, "made")["remarks"]
+    assert any("one seed beside alone is no verdict" in sentence for sentence in said)
+    head, lines = table.cells(made.rows())
+    assert lines[-1][head.index("score %")] == "100.00 (unfinished)"
+
+
+def test_what_was_never_compared_is_not_said_to_be_better(tmp_path):
+    made = Made(tmp_path)
+    for seed in range(6):
+        made.run("student", "student", "alone", seed, predicting(5))
+        for method, own in (("kd", range(3)), ("dkd", range(3, 6))):
+            made.run("student", "student", method, seed, predicting(9) if seed in own else None)
+    made.rows()
+    said = compared(tmp_path, "made")["remarks"]
+    assert not any("better than dkd" in sentence or "better than kd" in sentence for sentence in said)
+
+
+def test_methods_are_set_beside_every_control(tmp_path):
+    made = family(tmp_path, **{"matched-cost": (9, 9, 9), "good": (9, 10, 9), "weak": (6, 7, 6)})
+    told = made.row("weak")["against"]["matched-cost"]
+    adjusted = inference.holm(
+        [inference.over_seeds(one, 0.1).p_value for one in ([0, 0.1, 0], [-0.3, -0.2, -0.3])]
+    )
+    assert (told["verdict"], told["p_value"]) == ("worse", pytest.approx(adjusted[1]))
+    sentence = "beside matched-cost, worse are weak; not distinguishable are good"
+    assert sentence in compared(tmp_path, "made")["remarks"]
+
+
+def test_many_methods_that_gain_nothing_are_one_sentence(tmp_path):
+    made = family(tmp_path, **{f"m{n}": (5, 6, 5) if n % 2 else (5, 4, 5) for n in range(9)})
+    made.rows()
+    said = compared(tmp_path, "made")["remarks"]
+    assert said[0].startswith("9 of 9 methods are not distinguishable from alone: gains from -3.33 to +3.33")
+    assert len(said) < 6
+
+
+def test_a_gain_that_cannot_be_found_at_all_is_said(tmp_path):
+    made = family(tmp_path, seeds=2, **{f"m{n}": (9, 3) for n in range(4)})
+    made.rows()
+    assert any("no gain that is possible here" in one for one in compared(tmp_path, "made")["remarks"])
+
+
+def test_a_teacher_of_the_students_name_is_no_kin_of_its_rows(tmp_path):
+    made = Made(tmp_path)
+    made.run("teacher", "net", None, 0, predicting(9), protocol={"epochs": 99})
+    for seed in range(3):
+        for method in ("alone", "matched-cost", "kd"):
+            epochs = {"epochs": 30} if method == "matched-cost" else {}
+            logits = None if method == "kd" else predicting(6)
+            made.run("student", "net", method, seed, logits, protocol=epochs)
+    made.rows()
+    assert len(table.tables(compared(tmp_path, "made"))) == 1
+
+
+def test_mixed_metrics_are_named(tmp_path):
+    experiment(tmp_path, name="one").rows()
+    experiment(tmp_path, name="two", metric="macro-f1").rows()
+    [mixed] = table.tables(compared(tmp_path, "one", "two"), mixed=True)
+    head, lines = table.cells(mixed.rows)
+    told = [line[head.index("protocol")] for line in lines if line[0] != "teacher"]
+    assert told == ["accuracy"] * 2 + ["macro-f1"] * 2
+
+
+def test_one_sample_of_a_rare_class_is_a_large_step(tmp_path):
+    made = experiment(tmp_path, metric="balanced-accuracy")
+    made.rows()
+    [part] = compare.materials(made.store, ["made"])
+    assert part.step == pytest.approx(1 / (3 * 3)), "three classes, the rarest with three samples"
+    assert experiment(tmp_path / "other").row("kd")["p_value"] > 0

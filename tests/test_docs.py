@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdrun import listing
+from kdrun.report import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,6 +57,18 @@ def test_the_install_lines_are_complete():
     assert block("main").strip().endswith("kdrun compare configs/digits.yaml")
     assert block("test").strip().endswith("-m pytest")
     assert (ROOT / "configs" / "digits.yaml").is_file()
+
+
+def test_the_readme_shows_the_table_s_columns():
+    head = next(line for line in README.splitlines() if line.startswith("| role | model |"))
+    shown = [cell.strip() for cell in head.strip("| ").split("|")]
+    not_there = {
+        "experiment",
+        "resampled",
+        "seeds needed",
+        "scaled",
+    }  # on request, or where there is a reason
+    assert shown == [name for name in table.COLUMNS if name not in not_there]
 
 
 def test_the_reference_is_generated():

@@ -151,7 +151,7 @@ def test_every_figure_is_written_as_png_and_pdf(told):
         "classes",
         "reliability",
     }
-    assert files == {f"{name}.{kind}" for name in names | {"agreement", "shares"} for kind in ("png", "pdf")}
+    assert files == {f"{name}.{kind}" for name in names | {"agreement"} for kind in ("png", "pdf")}
     assert (told / "plots/gains.png").read_bytes().startswith(b"\x89PNG")
     assert (told / "plots/gains.pdf").read_bytes().startswith(b"%PDF")
 
@@ -166,7 +166,8 @@ def test_many_classes_and_many_models_are_cut_with_a_word():
     draw = np.random.default_rng(0)
     [plot] = figures.by_class("", ["kd"], [f"class {n}" for n in range(100)], draw.normal(size=(1, 100)), "x")
     assert "the 40 classes with the largest" in plot.caption
-    [plot] = figures.reliability("", {f"m{n}": [[5, 0.9, 0.8]] for n in range(14)}, "x")
+    look = {f"m{n}": figures.Look("k", "o", "-") for n in range(14)}
+    [plot] = figures.reliability("", {name: [[5, 0.9, 0.8]] for name in look}, "x", look)
     assert plot.caption.endswith("the first 12 of 14.")
 
 
@@ -247,7 +248,7 @@ def test_a_browser_shows_it_without_an_error_or_a_request(browser, told, width):
     drawn = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
     )
-    assert len(drawn) == 9 and min(drawn) > 50
+    assert len(drawn) == 8 and min(drawn) > 50
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -267,3 +268,17 @@ def test_it_prints_on_paper(browser, told):
     opened(browser, told / "runs/told/report.html", 1280)
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
     assert len(printed["data"]) > 10_000
+
+
+def test_a_method_looks_alike_in_every_figure_and_like_no_other():
+    rows = [{"role": "teacher", "model": "kd", "method": None}]
+    rows += [{"role": "student", "model": m, "method": f"m{n}"} for n in range(40) for m in ("a", "b")]
+    look = figures.looks(rows)
+    assert len(look) == 41 and len({(one.colour, one.mark) for one in look.values()}) == 41
+
+
+@pytest.mark.parametrize("name", ["kd", "x" * 20, "a-very-long-name-of-a-method-indeed"])
+def test_a_long_name_is_shortened_in_the_middle(name):
+    told = figures.short(name)
+    assert len(told) <= 20 and told[:9] == name[:9] and told[-9:] == name[-9:]
+    assert (told == name) == (len(name) <= 20)

@@ -15,6 +15,7 @@ from kdrun.statistics import inference, scores
 from kdrun.statistics.resampling import Resamples
 
 SAMPLES = 10_000
+STEP = 1 / SAMPLES
 
 
 def drawn(seed, count, size=0.01, shift=0.0):
@@ -27,7 +28,7 @@ def drawn(seed, count, size=0.01, shift=0.0):
 @pytest.mark.parametrize(("seed", "count"), product(range(3), [2, 3, 5, 10]))
 def test_the_paired_t_test_is_scipys(seed, count):
     first, second = drawn(seed, count, shift=0.01), drawn(seed + 100, count)
-    found = inference.over_seeds([a - b for a, b in zip(first, second, strict=True)], SAMPLES)
+    found = inference.over_seeds([a - b for a, b in zip(first, second, strict=True)], STEP)
     oracle = scipy.stats.ttest_rel(first, second)
     ends = oracle.confidence_interval(0.95)
     assert found.p_value == pytest.approx(oracle.pvalue, rel=1e-9)
@@ -37,9 +38,9 @@ def test_the_paired_t_test_is_scipys(seed, count):
 
 def test_equal_differences_prove_no_more_than_their_rounding_allows():
     """Three seeds that all differ by one sample of 540 are no proof; nor is none that differs at all."""
-    one = inference.over_seeds([1 / 540] * 3, 540)
+    one = inference.over_seeds([1 / 540] * 3, 1 / 540)
     assert 0.05 < one.p_value < 0.06 and one.interval[0] < 0 < one.interval[1]
-    none = inference.over_seeds([0.0] * 3, 540)
+    none = inference.over_seeds([0.0] * 3, 1 / 540)
     assert none.p_value == 1 and none.interval[0] < 0 < none.interval[1]
 
 
@@ -47,7 +48,7 @@ def test_rounding_spreads_a_difference_by_that_much():
     draw = np.random.default_rng(0)
     first, second = draw.uniform(0, 1, (2, 400_000))
     errors = (np.round(first * 50) - np.round(second * 50)) / 50 - (first - second)
-    assert errors.std() == pytest.approx(inference.rounding(50), rel=0.01)
+    assert errors.std() == pytest.approx(inference.rounding(1 / 50), rel=0.01)
 
 
 # ---------------------------------------------------------------------------------------- over samples
@@ -68,19 +69,30 @@ def test_mcnemar_is_scipys_binomial_test(ours, theirs, both, neither):
     first, second = right(ours, theirs, both, neither)
     found = inference.over_samples(first, second)
     oracle = scipy.stats.binomtest(ours, ours + theirs, 0.5)
-    share, ends = (ours + theirs) / len(first), oracle.proportion_ci(0.95, "exact")
     assert found.p_value == pytest.approx(oracle.pvalue, abs=1e-12)
-    expected = [(2 * end - 1) * share for end in (ends.low, ends.high)]
-    assert found.interval == pytest.approx(expected, abs=1e-9)
     assert found.mean == pytest.approx((ours - theirs) / len(first))
     assert found.spread is None and found.seeds == 1
-    assert (found.interval[0] > 0 or found.interval[1] < 0) == (found.p_value < inference.LEVEL)
+    assert found.interval[0] <= found.mean <= found.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "right_both"),
+    [(0.002, 0.076, 0.85), (0.0, 0.05, 0.9), (0.005, 0.03, 0.9), (0.05, 0.05, 0.8), (0.1, 0.02, 0.3)],
+)
+def test_the_interval_of_two_single_runs_covers_the_truth(ours, theirs, right_both):
+    draw = np.random.default_rng(0)
+    counts = draw.multinomial(540, [ours, theirs, right_both, 1 - ours - theirs - right_both], size=1500)
+    covered = 0
+    for a, b, both, neither in counts:
+        low, high = inference.over_samples(*right(a, b, both, neither)).interval
+        covered += low <= ours - theirs <= high
+    assert 0.935 <= covered / 1500 <= 0.995
 
 
 def test_two_models_that_never_differ_may_still_differ_elsewhere():
     found = inference.over_samples(*right(0, 0, 90, 10))
-    bound = scipy.stats.binomtest(0, 100).proportion_ci(0.95, "exact").high
-    assert found.p_value == 1 and found.interval == pytest.approx((-bound, bound))
+    assert found.p_value == 1
+    assert -0.06 < found.interval[0] < 0 < found.interval[1] < 0.06
 
 
 # ------------------------------------------------------------------------------------- several methods
@@ -121,6 +133,23 @@ def test_power_is_what_a_simulation_finds(size, seeds, tests):
     assert inference.power(size, seeds, tests) == pytest.approx(found.mean(), abs=0.006)
 
 
+def test_power_is_scipys_noncentral_t_also_far_out():
+    for size, seeds, tests in product([0.05, 0.3, 1, 3, 8, 30], [2, 3, 5, 20, 100, 900], [1, 2, 8]):
+        freedom, shift = seeds - 1, size * math.sqrt(seeds)
+        bound = scipy.stats.t.isf(inference.LEVEL / tests / 2, freedom)
+        oracle = scipy.stats.nct.sf(bound, freedom, shift)
+        found = inference.power(size, seeds, tests)
+        assert 0 <= found <= 1 and (np.isnan(oracle) or found == pytest.approx(oracle, abs=0.03)), (
+            size,
+            seeds,
+        )
+
+
+def test_a_little_more_difference_never_needs_more_seeds():
+    needed = [inference.seeds_needed(size, 1.0, 2) for size in np.linspace(0.2, 6, 200)]
+    assert needed == sorted(needed, reverse=True) and needed[-1] <= 4
+
+
 @pytest.mark.parametrize(("difference", "tests"), [(0.5, 1), (-0.5, 4), (2, 1), (30, 1), (0.12, 2)])
 def test_seeds_needed_are_the_fewest(difference, tests):
     seeds = inference.seeds_needed(difference, 1.0, tests)
@@ -147,7 +176,7 @@ def test_a_share_of_the_gap_covers_the_truth_as_often_as_it_says():
     draw, covered, given_ = np.random.default_rng(0), 0, 0
     for _ in range(4000):
         control, student = draw.normal(0.90, 0.002, 5), draw.normal(0.92, 0.002, 5)
-        if interval := inference.share_of_gap(student - control, 0.94 - control, SAMPLES):
+        if interval := inference.share_of_gap(student - control, 0.94 - control, STEP):
             given_ += 1
             covered += interval[0] <= 0.5 <= interval[1]
     assert given_ > 3990 and covered / given_ == pytest.approx(0.95, abs=0.012)
@@ -156,14 +185,14 @@ def test_a_share_of_the_gap_covers_the_truth_as_often_as_it_says():
 def test_a_share_of_the_gap_is_where_the_ratio_is_not_refuted():
     """Its ends are the ratios ρ for which a t-test of gain − ρ·gap just says nothing."""
     gains, gaps = drawn(1, 6, shift=0.02), drawn(2, 6, shift=0.05)
-    for end in inference.share_of_gap(gains, gaps, SAMPLES):
+    for end in inference.share_of_gap(gains, gaps, STEP):
         rest = [gain - end * gap for gain, gap in zip(gains, gaps, strict=True)]
         assert scipy.stats.ttest_1samp(rest, 0).pvalue == pytest.approx(0.05, rel=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.05])
 def test_no_share_of_a_gap_that_is_not_clear(shift):
-    assert inference.share_of_gap(drawn(1, 5, shift=0.02), drawn(2, 5, shift=shift), SAMPLES) is None
+    assert inference.share_of_gap(drawn(1, 5, shift=0.02), drawn(2, 5, shift=shift), STEP) is None
 
 
 # --------------------------------------------------------------------------------------------- resamples
@@ -260,13 +289,24 @@ def test_calibration_in_bins_of_equal_mass_by_hand(case):
     logits, labels = CALIBRATION[case]
     probabilities = scipy.special.softmax(logits.astype(float), axis=1)
     rows = sorted(range(len(labels)), key=lambda row: probabilities[row].max())
+    right_ = logits.argmax(1) == labels
     total = 0.0
     for part in np.array_split(np.array(rows), 15):
         if len(part):
-            sure = np.mean([probabilities[row].max() for row in part])
-            found = np.mean([logits[row].argmax() == labels[row] for row in part])
-            total += len(part) / len(rows) * abs(sure - found)
+            sure = probabilities[part].max(axis=1)
+            alike = [probabilities.max(axis=1).round(12) == one.round(12) for one in sure]
+            found = np.mean([right_[ties].mean() for ties in alike])
+            total += len(part) / len(rows) * abs(sure.mean() - found)
     assert scores.calibration_error(logits, labels) == pytest.approx(total, abs=1e-9)
+
+
+def test_calibration_does_not_depend_on_the_order_of_samples():
+    labels = np.repeat(np.arange(10), 54)
+    logits = np.tile(np.float32([2, *[0] * 9]), (540, 1))
+    mixed = np.random.default_rng(0).permutation(540)
+    assert scores.calibration_error(logits, labels) == pytest.approx(
+        scores.calibration_error(logits, labels[mixed])
+    )
 
 
 @pytest.mark.parametrize("case", CALIBRATION)
@@ -333,7 +373,7 @@ def compared(draw, seeds, methods, gaps=(0.0,)):
     true = np.array([0.0, *(list(gaps) * methods)[:methods]]) * SPREAD
     means = TRUTH.mean() + true[:, None] + draw.normal(0, of_training, (methods + 1, seeds))
     found = np.round((means + draw.normal(0, noise, means.shape)) * SAMPLES) / SAMPLES
-    differences = [inference.over_seeds(list(row - found[0]), SAMPLES) for row in found[1:]]
+    differences = [inference.over_seeds(list(row - found[0]), STEP) for row in found[1:]]
     adjusted = inference.holm([one.p_value for one in differences])
     return [inference.verdict(one.mean, p) for one, p in zip(differences, adjusted, strict=True)]
 
@@ -351,7 +391,7 @@ def test_nor_do_small_test_sets(samples):
     draw, alarms = np.random.default_rng(samples), 0
     for _ in range(1000):
         found = draw.binomial(samples, 0.95, (2, 3)) / samples
-        difference = inference.over_seeds(list(found[1] - found[0]), samples)
+        difference = inference.over_seeds(list(found[1] - found[0]), 1 / samples)
         alarms += difference.p_value < inference.LEVEL
     assert alarms <= 70
 

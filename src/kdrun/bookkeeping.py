@@ -169,6 +169,7 @@ class Seat:
         return {
             "dataset": self.dataset.config.kind,
             "split": "test",
+            "train_samples": len(self.dataset.labels("train")),
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),

@@ -86,6 +86,7 @@ class Shown(NamedTuple):
     bootstrap: bool = False
     mixed: bool = False
     plots: Path | None = None
+    wide: bool = False
 
 
 def main() -> NoReturn:
@@ -193,6 +194,9 @@ def compare(
         bool,
         typer.Option("--mixed", help="Rows of different protocols in one table; each says how it differs."),
     ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All columns; without it the main ones, all are in the files.")
+    ] = False,
     plots: Annotated[
         Path | None,
         typer.Option(
@@ -207,7 +211,7 @@ def compare(
         typer.Option(
             "--fail-under",
             metavar="METHOD=SCORE",
-            help="Exit with 3 where a method's mean score is lower: kd=0.92. Repeatable.",
+            help="Exit with 3 where a mean score is lower: kd=0.92, or STUDENT/kd=0.92. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -225,8 +229,10 @@ def compare(
     """Make sure of everything that the configs ask for, then print the comparison table."""
     from kdrun.gate import Gate
 
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise UsageError(f"--plots {plots}: is a file; name a folder")
     gate = Gate.read(fail_under or [], fail_if_worse)
-    shown = Shown(_format(format_, json_), pairs, bootstrap, mixed, plots)
+    shown = Shown(_format(format_, json_, pairs), pairs, bootstrap, mixed, plots, wide)
     if no_train:
         if device or seeds or set_:
             raise UsageError(
@@ -241,7 +247,10 @@ def compare(
         _require_students(one, config)
     names = [one.experiment.name for one in checked]
     _require_distinct(names)
-    gate.require(method for one in checked for method in one.methods)
+    gate.require(
+        {student for one in checked for student in one.experiment.students},
+        {method for one in checked for method in one.methods},
+    )
     failures = []
     with _told_after(lambda: gate.demand(_print_comparison(out, names, None, shown, quiet))):
         for one in checked:
@@ -355,8 +364,10 @@ def _require_methods(config: Config, wanted: list[str] | None) -> None:
 # ----------------------------------------------------------------------------------------- reporting
 
 
-def _format(format_: Format | None, json_: bool) -> Format:
+def _format(format_: Format | None, json_: bool, pairs: bool = False) -> Format:
     """``--json`` is short for ``--format json``."""
+    if pairs and format_ == "csv":
+        raise UsageError("--pairs has no place in the rows of --format csv; take json")
     if json_ and format_ not in (None, "json"):
         raise UsageError(f"--json and --format {format_} exclude each other; keep one of them")
     return "json" if json_ else format_ or "text"
@@ -386,7 +397,8 @@ def _print_comparison(
 
     store = Store(out)
     parts = comparing.materials(store, names)
-    compared = comparing.comparison(parts, comparing.Extras(shown.bootstrap, shown.pairs))
+    extras = comparing.Extras(shown.bootstrap, shown.pairs)
+    compared = comparing.comparison(parts, extras, wanted) if wanted else comparing.comparison(parts, extras)
     missing = [run for part in parts for run in part.missing]
     if demand:
         from kdrun.evidence import write_report
@@ -394,8 +406,6 @@ def _print_comparison(
         folder = comparing.write(store, compared, several=len(names) > 1, mixed=shown.mixed)
         write_report(folder, compared, parts, shown.mixed, shown.plots)
         _note(f"written to {folder}/report.html, comparison.json, .md and .csv", quiet)
-    if wanted is not None:
-        compared = compared | {"rows": [row for row in compared["rows"] if wanted(row)]}
     _print(compared, shown)
     if demand and missing:
         which = ", ".join(sorted({f"{run['name']}/{run['method'] or 'teacher'}" for run in missing}))
@@ -420,7 +430,7 @@ def _print(compared: dict[str, Any], shown: Shown) -> None:
             print(table.latex(compared, shown.mixed), end="")
         case "text":
             for one in table.tables(compared, shown.mixed):
-                head, lines = table.cells(one.rows)
+                head, lines = table.cells(one.rows, shown.wide)
                 _print_table(one.heading, head, lines, keys=3 if "experiment" in head else 2)
                 print()
             if compared.get("pairs"):

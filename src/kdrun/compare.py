@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -31,12 +31,14 @@ KEYS = [
     "gain",
     "gain_interval",
     "gain_covers",
+    "gain_seeds",
     "gap_closed",
     "gap_interval",
     "verdict",
     "p_value",
     "seeds_needed",
     "detectable",
+    "against",
     "agreement",
     "agreement_train",
     "copied_errors",
@@ -133,9 +135,13 @@ class Material:
             wanted += [teacher for teacher in runs[one]["teachers"].values() if teacher not in wanted]
         return total
 
-    def samples(self, fingerprint: str) -> int:
-        """The test samples that a run was scored on."""
-        return int(self.results[fingerprint].manifest["protocol"]["test_samples"])
+    @cached_property
+    def step(self) -> float:
+        """The most that one test sample can change a score by."""
+        if self.metric == "accuracy":
+            return 1 / int(next(iter(self.results.values())).manifest["protocol"]["test_samples"])
+        counts = np.bincount(self.labels)
+        return float(1 / ((counts > 0).sum() * counts[counts > 0].min()))
 
     @cached_property
     def resamples(self) -> Resamples:
@@ -162,9 +168,13 @@ def materials(store: Store, names: Iterable[str]) -> list[Material]:
     return found
 
 
-def comparison(parts: Sequence[Material], extras: Extras = Extras()) -> dict[str, Any]:  # frozen
-    """The comparison of one or several experiments, as ``comparison.json`` holds it."""
-    rows = [row for part in parts for row in _rows(part, extras)]
+def comparison(
+    parts: Sequence[Material],
+    extras: Extras = Extras(),  # frozen
+    wanted: Callable[[Row], bool] = lambda row: True,
+) -> dict[str, Any]:
+    """The comparison of one or several experiments, as ``comparison.json`` holds it; the rows that are wanted."""
+    rows = [row for part in parts for row in _rows(part, extras) if wanted(row)]
     pairs = [pair for part in parts for pair in _pairs(part)]
     students = [row["protocol"] for row in rows if row["protocol"] and row["role"] in ("control", "student")]
     shared = {
@@ -197,6 +207,7 @@ def _rows(part: Material, extras: Extras) -> list[Row]:
     for family in _families(part).values():
         own = {method: _student_row(part, runs) for method, runs in family.items()}
         _set_beside_control(part, family, own, extras)
+        _set_against_controls(part, family, own)
         rows += sorted(own.values(), key=lambda row: row["role"] != "control")
     return rows
 
@@ -342,10 +353,15 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
         row = rows[method]
         row["gain"], row["gain_interval"] = difference.mean, list(difference.interval)
         row["gain_covers"] = "test samples" if difference.spread is None else "seeds"
+        row["gain_seeds"] = difference.seeds
         row["gap_closed"], row["gap_interval"] = _share_of_gap(part, family[method], control)
         if extras.bootstrap:
             row["bootstrap_interval"] = list(_resampled(part, family[method], control))
-    tested = {method: one for method, one in differences.items() if rows[method]["role"] == "student"}
+    methods = {method: one for method, one in differences.items() if rows[method]["role"] == "student"}
+    most = max((one.seeds for one in methods.values()), default=0)
+    tested = {
+        method: one for method, one in methods.items() if one.seeds > 1 or most == 1
+    }  # or seeds are missing
     adjusted = inference.holm([difference.p_value for difference in tested.values()])
     for (method, difference), p_value in zip(tested.items(), adjusted, strict=True):
         row = rows[method]
@@ -354,6 +370,28 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
             if row["verdict"] == "not distinguishable":
                 row["seeds_needed"] = inference.seeds_needed(difference.mean, difference.spread, len(tested))
             row["detectable"] = inference.detectable(_pooled(tested.values()), difference.seeds, len(tested))
+
+
+def _set_against_controls(part: Material, family: Family, rows: Mapping[str, Row]) -> None:
+    """Fill in how the methods of one student compare with its other controls, each by itself."""
+    methods = [method for method in family if method not in CONTROLS]
+    for control in family:
+        if control not in CONTROLS or control == ALONE:
+            continue
+        found = {
+            method: difference
+            for method in methods
+            if (difference := _difference(part, family[method], family[control])) is not None
+        }
+        adjusted = inference.holm([difference.p_value for difference in found.values()])
+        for (method, difference), p_value in zip(found.items(), adjusted, strict=True):
+            told = {
+                "difference": difference.mean,
+                "interval": list(difference.interval),
+                "p_value": p_value,
+                "verdict": inference.verdict(difference.mean, p_value),
+            }
+            rows[method]["against"] = (rows[method]["against"] or {}) | {control: told}
 
 
 def _pooled(differences: Iterable[Difference]) -> float:
@@ -381,7 +419,7 @@ def _difference(
     if len(pairs) == 1:
         return _single_difference(part, (pairs[0][0],), (pairs[0][1],))
     differences = [part.score(own) - part.score(other) for own, other in pairs]
-    return inference.over_seeds(differences, part.samples(pairs[0][0]))
+    return inference.over_seeds(differences, part.step)
 
 
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:
@@ -408,7 +446,7 @@ def _share_of_gap(
     gains = [part.score(own) - part.score(other) for own, other, _ in pairs]
     gaps = [part.score(*teacher) - part.score(other) for _, other, teacher in pairs]
     if len(pairs) > 1:
-        interval = inference.share_of_gap(gains, gaps, part.samples(pairs[0][0]))
+        interval = inference.share_of_gap(gains, gaps, part.step)
         return (sum(gains) / sum(gaps), list(interval)) if interval else (None, None)
     [(_, other, teacher)] = pairs
     gap = _single_difference(part, teacher, (other,))

@@ -13,7 +13,7 @@ import yaml
 
 from kdrun.compare import Material
 from kdrun.controls import ALONE, MATCHED
-from kdrun.report import figures
+from kdrun.report import figures, table
 from kdrun.report.figures import Plot
 from kdrun.report.page import page
 from kdrun.statistics.scores import BINS
@@ -68,8 +68,16 @@ class Evidence:
 
 def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]:
     """The figures of a comparison."""
-    yield from figures.gains(compared["rows"])
-    yield from figures.tradeoffs(compared["rows"])
+    look = figures.looks(compared["rows"])
+    several = len({row["experiment"] for row in compared["rows"]}) > 1
+    tables = table.tables(compared)
+    for number, one in enumerate(tables, start=1):
+        rows = [
+            dict(row, model=f"{row['experiment']}/{row['model']}" if several else row["model"])
+            for row in one.rows
+        ]
+        for plot in (*figures.gains(rows), *figures.tradeoffs(rows)):
+            yield plot if len(tables) == 1 else plot._replace(name=f"{plot.name}-{number}")
     for shown in students:
         title, end = (f"{shown.title}: ", f"-{shown.title.replace('/', '-')}") if shown.title else ("", "")
         trained = [curve for curve in shown.curves if curve.label != MATCHED]  # of other epochs
@@ -77,14 +85,14 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
         validated = [
             (curve.label, 100 * curve.validation) for curve in trained if curve.validation is not None
         ]
-        yield from figures.curves(title, losses, "training loss", f"loss{end}")
-        yield from figures.curves(title, validated, "validation score in %", f"validation{end}")
+        yield from figures.curves(title, losses, "training loss", f"loss{end}", look)
+        yield from figures.curves(title, validated, "validation score in %", f"validation{end}", look)
         shares = {curve.label: curve.shares for curve in trained if curve.shares}
         yield from figures.shares(title, shares, f"shares{end}")
         yield from figures.by_class(
             title, shown.gain_labels, shown.classes, shown.gains_by_class, f"classes{end}"
         )
-        yield from figures.reliability(title, shown.reliability, f"reliability{end}")
+        yield from figures.reliability(title, shown.reliability, f"reliability{end}", look)
         yield from figures.agreement(title, shown.agreement_labels, shown.agreement, f"agreement{end}")
 
 

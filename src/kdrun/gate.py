@@ -8,10 +8,13 @@ from typing import Any
 
 from kdrun.errors import GateError, UsageError, did_you_mean
 
+ROUNDING = 1e-12
+"""What a mean may fall short by because numbers are rounded."""
+
 
 @dataclass(frozen=True)
 class Gate:
-    """The least mean score of some methods, and whether one that is worse than alone is a failure."""
+    """The least mean score of some methods, of all students or of one, and whether being worse than alone fails."""
 
     least: Mapping[str, float]
     worse_fails: bool
@@ -32,22 +35,24 @@ class Gate:
                 )
         return cls(read, worse_fails)
 
-    def require(self, methods: Iterable[str]) -> None:
-        """Raises ``UsageError`` where something is demanded of a method that is not among these."""
+    def require(self, students: Iterable[str], methods: Iterable[str]) -> None:
+        """Raises ``UsageError`` where something is demanded of a method, or a student's, that is not among these."""
         known = set(methods)
-        for method in self.least.keys() - known:
-            raise UsageError(f"--fail-under {method}: there is no such method; {did_you_mean(method, known)}")
+        every = known | {f"{student}/{method}" for student in students for method in known}
+        for name in self.least.keys() - every:
+            raise UsageError(f"--fail-under {name}: there is no such method; {did_you_mean(name, known)}")
 
     def demand(self, compared: Mapping[str, Any]) -> None:
         """Raises ``GateError`` with every reason."""
         rows = [row for row in compared["rows"] if row["role"] in ("control", "student")]
-        self.require(row["method"] for row in rows)
+        self.require({row["model"] for row in rows}, {row["method"] for row in rows})
         reasons = [
-            f"{row['model']} {row['method']}: {row['metric']} {row['mean']:.4f} is under {self.least[row['method']]}"
+            f"{row['model']} {row['method']}: {row['metric']} {row['mean']:.4f} is under {least}"
             for row in rows
-            if row["method"] in self.least
+            for name, least in self.least.items()
+            if name in (row["method"], f"{row['model']}/{row['method']}")
             and row["mean"] is not None
-            and row["mean"] < self.least[row["method"]]
+            and row["mean"] < least - ROUNDING
         ]
         if self.worse_fails:
             reasons += [

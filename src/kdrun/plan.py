@@ -210,11 +210,12 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:
         costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
+        dearest = max((cost for run, cost in costs.items() if run.method not in CONTROLS), default=0)
     except Mismatch:  # no model can be trained then, and the rehearsal says why, and where
         return runs
 
     def matched(run: Run) -> Run:
-        epochs = math.ceil(run.training.epochs * max(costs.values()) / costs[run])
+        epochs = math.ceil(run.training.epochs * max(dearest / costs[run], 1))
         return replace(run, training=run.training.model_copy(update={"epochs": epochs}))
 
     return [matched(run) if run in matching else run for run in runs]

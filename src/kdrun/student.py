@@ -36,7 +36,7 @@ REPORT_EVERY = 50
 
 
 STEPS_A_LOOK = 100
-"""Steps for each term between two looks at its gradient, which cost less than 1 % of the time then."""
+"""Steps for each term between two looks at its gradient, which cost about 1 % of the time then."""
 
 
 @dataclass(frozen=True, slots=True)

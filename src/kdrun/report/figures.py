@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdrun.report.words import points
 from kdrun.statistics.inference import of_mean
 
 if TYPE_CHECKING:
@@ -18,7 +17,8 @@ Row = Mapping[str, Any]
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d1d", "#7f7f7f"]
 """Told apart by colour-blind readers, too; after Okabe, Ito, "Color Universal Design", 2008."""
-MARKS = {"teacher": "s", "ensemble": "D", "control": "x", "student": "o"}
+MARKS = ["o", "s", "D", "^", "v", "P"]
+LINES = ["-", "--", ":", "-."]
 MOST_PANELS = 12
 MOST_CLASSES = 40
 MANY_CELLS = 150
@@ -46,14 +46,34 @@ class Plot(NamedTuple):
     figure: Figure
 
 
-def colour(number: int) -> str:
-    """The colour of the row, curve or bar at a place."""
-    return COLOURS[number % len(COLOURS)]
+class Look(NamedTuple):
+    """How one method, or teacher, looks in every figure of a report."""
+
+    colour: str
+    mark: str
+    line: str
 
 
-def line(number: int) -> str:
-    """The line of the curve at a place: other ones where the colours begin anew."""
-    return ["-", "--", ":", "-."][number // len(COLOURS) % 4]
+def looks(rows: Sequence[Row]) -> dict[str, Look]:
+    """A look for each row's method, and for each teacher: other marks and lines where the colours begin anew."""
+    names = dict.fromkeys(
+        key(row) for row in sorted(rows, key=lambda row: row["role"] in ("teacher", "ensemble"))
+    )
+    return {
+        name: Look(COLOURS[at % len(COLOURS)], MARKS[at // len(COLOURS) % 6], LINES[at // len(COLOURS) % 4])
+        for at, name in enumerate(names)
+    }
+
+
+def key(row: Row) -> str:
+    """What rows of one look have in common."""
+    return str(row["method"] if row["role"] in ("control", "student") else row["model"])
+
+
+def short(name: str, most: int = 20) -> str:
+    """A name that is not longer than that, shortened in the middle."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def new(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -78,41 +98,57 @@ def tradeoffs(rows: Sequence[Row]) -> Iterator[Plot]:
     ):
         shown = [row for row in rows if row["mean"] is not None and cost(row)]
         if shown:
-            yield _tradeoff(f"score-against-{name}", title, shown, [float(cost(row) or 0) for row in shown])
+            yield _tradeoff(
+                f"score-against-{name}", title, shown, [float(cost(row) or 0) for row in shown], rows
+            )
 
 
-def _tradeoff(name: str, title: str, rows: Sequence[Row], costs: Sequence[float]) -> Plot:
-    figure, [axes] = new(6.4, 4.2)
-    for number, (row, cost) in enumerate(zip(rows, costs, strict=True)):
+def _tradeoff(
+    name: str, title: str, rows: Sequence[Row], costs: Sequence[float], every: Sequence[Row]
+) -> Plot:
+    from matplotlib.ticker import NullFormatter
+
+    figure, [axes] = new(6.4, max(4.2, 0.6 + 0.19 * len(rows)))
+    look = looks(every)
+    for row, place in zip(rows, _side_by_side(costs), strict=True):
+        own, middle, reach = look[key(row)], 100 * row["mean"], _reach(row)
         axes.errorbar(
-            cost,
-            100 * row["mean"],
-            yerr=_reach(row),
-            fmt=MARKS[row["role"]],
-            color=colour(number),
-            capsize=3,
-            label=label(row),
+            place,
+            middle,
+            yerr=None if reach is None else [[min(reach, middle)], [min(reach, 100 - middle)]],
+            fmt=own.mark,
+            color=own.colour,
+            capsize=2,
+            lw=1,
+            ms=5,
+            label=short(label(row), 28),
         )
     front = pareto([(cost, row["mean"]) for row, cost in zip(rows, costs, strict=True)])
-    axes.step(
-        [costs[at] for at in front],
-        [100 * rows[at]["mean"] for at in front],
-        "k--",
-        where="post",
-        lw=0.8,
-        zorder=0,
-    )
+    at, heights = [costs[one] for one in front], [100 * rows[one]["mean"] for one in front]
+    axes.step(at, heights, "k--", where="post", lw=0.8, zorder=0)
     axes.set_xscale("log")
+    if max(costs) >= 5 * min(costs):
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(title)
     axes.set_ylabel(f"{rows[0]['metric']} in %")
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    names = ", ".join(label(rows[at]) for at in front)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    names = ", ".join(label(rows[one]) for one in front)
     return Plot(
         name,
-        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean. On the dashed Pareto "
-        f"front, where nothing is better at that cost: {names}.",
+        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean, and what costs the same "
+        f"stands side by side. On the dashed Pareto front, where nothing is better at that cost: {names}.",
         figure,
     )
+
+
+def _side_by_side(costs: Sequence[float]) -> list[float]:
+    """The costs, those that are equal a little apart."""
+    step, seen = 0.012 * max(np.log(max(costs) / min(costs)), 1.0), dict.fromkeys(costs, 0)
+    places = []
+    for cost in costs:
+        places.append(float(cost * np.exp(step * (seen[cost] - (costs.count(cost) - 1) / 2))))
+        seen[cost] += 1
+    return places
 
 
 def _reach(row: Row) -> float | None:
@@ -143,61 +179,59 @@ def gains(rows: Sequence[Row]) -> Iterator[Plot]:
     shown = [row for row in rows if row["gain"] is not None]
     if not shown:
         return
-    figure, [axes] = new(6.4, 0.8 + 0.32 * len(shown))
+    figure, [axes] = new(6.4, 1.0 + 0.28 * len(shown))
     for place, row in enumerate(reversed(shown)):
         low, high = (100 * end for end in row["gain_interval"])
         tone = {"better": COLOURS[2], "worse": COLOURS[1]}.get(row["verdict"] or "", COLOURS[7])
         axes.plot([low, high], [place, place], color=tone, lw=2, solid_capstyle="round")
-        axes.plot(100 * row["gain"], place, MARKS[row["role"]], color=tone)
+        axes.plot(100 * row["gain"], place, "x" if row["role"] == "control" else "o", color=tone)
     axes.axvline(0, color="#444444", lw=0.8)
-    axes.set_yticks(range(len(shown)), [label(row) for row in reversed(shown)])
+    axes.set_yticks(range(len(shown)), [short(label(row), 30) for row in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlabel("gain over alone in points")
-    told = "; ".join(f"{label(row)} {points(row['gain'], '+')}" for row in shown)
-    yield Plot(
-        "gains",
-        f"Gain over alone with its 95% interval; green is better, orange worse, grey not distinguishable or a "
-        f"control: {told}.",
-        figure,
-    )
+    told = "Gain over alone with its 95% interval; green is better, orange worse, grey neither or a control."
+    yield Plot("gains", told, figure)
 
 
 # ----------------------------------------------------------------------------------------------- curves
 
 
-def curves(title: str, found: Sequence[tuple[str, np.ndarray]], what: str, name: str) -> Iterator[Plot]:
+def curves(
+    title: str, found: Sequence[tuple[str, np.ndarray]], what: str, name: str, look: Mapping[str, Look]
+) -> Iterator[Plot]:
     """A line for each method, the mean over seeds (S, E), in a band from the least to the most."""
+    from matplotlib.ticker import MaxNLocator
+
     if not found:
         return
-    figure, [axes] = new(6.4, 3.8)
-    for number, (label_, values) in enumerate(found):
-        epochs = np.arange(1, values.shape[1] + 1)
-        axes.plot(epochs, values.mean(axis=0), line(number), color=colour(number), lw=1.4, label=label_)
-        axes.fill_between(
-            epochs, values.min(axis=0), values.max(axis=0), color=colour(number), alpha=0.18, lw=0
-        )
+    figure, [axes] = new(6.4, max(3.8, 0.6 + 0.19 * len(found)))
+    for method, values in found:
+        epochs, own = np.arange(1, values.shape[1] + 1), look[method]
+        middle, ends = values.mean(axis=0), (values.min(axis=0), values.max(axis=0))
+        axes.plot(epochs, middle, own.line, color=own.colour, lw=1.4, label=short(method, 28))
+        axes.fill_between(epochs, *ends, color=own.colour, alpha=0.18, lw=0)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(what)
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    yield Plot(
-        name,
-        f"{title}{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most.",
-        figure,
-    )
+    figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    told = f"{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most"
+    yield Plot(name, f"{title}{told}; without matched-cost, which takes other epochs.", figure)
 
 
 def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], name: str) -> Iterator[Plot]:
     """Of each method a panel: its terms' shares in the gradient's norm, by epoch."""
     shown = dict(list(found.items())[:MOST_PANELS])
-    if not shown:
-        return
+    if not any(len(by_epoch) > 1 for of_method in shown.values() for by_epoch in of_method.values()):
+        return  # a single epoch is no curve; the log has it
     figure, panels = _panels(shown)
     terms = list(dict.fromkeys(term for of_method in shown.values() for term in of_method))
     for axes, (label_, of_method) in zip(panels, shown.items(), strict=False):
         for term, by_epoch in of_method.items():
             at = terms.index(term)
-            axes.plot(list(by_epoch), [100 * share for share in by_epoch.values()], f"o{line(at)}", ms=3, lw=1.2,
-                      color=colour(at), label=term)  # fmt: skip
-        axes.set_title(label_, fontsize=8)
+            heights = [100 * share for share in by_epoch.values()]
+            tone, line = COLOURS[at % len(COLOURS)], f"o{LINES[at // len(COLOURS) % 4]}"
+            axes.plot(list(by_epoch), heights, line, ms=3, lw=1.2, color=tone, label=short(term))
+        axes.set_title(short(label_, 22), fontsize=8)
         axes.set_ylim(-3, 103)
     handles = {
         text: handle
@@ -276,8 +310,8 @@ class Matrix(NamedTuple):
         low, high = self.ends
         axes.imshow(self.values, cmap=self.colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.rows)), self.rows)
+        axes.set_xticks(range(len(self.columns)), map(short, self.columns), rotation=45, ha="right")
+        axes.set_yticks(range(len(self.rows)), map(short, self.rows))
         if self.values.size <= MANY_CELLS:
             for (row, column), value in np.ndenumerate(self.values):
                 share = (value - low) / max(high - low, 1e-9)
@@ -292,18 +326,20 @@ class Matrix(NamedTuple):
 # ------------------------------------------------------------------------------------------- reliability
 
 
-def reliability(title: str, found: Mapping[str, Sequence[Sequence[float]]], name: str) -> Iterator[Plot]:
+def reliability(
+    title: str, found: Mapping[str, Sequence[Sequence[float]]], name: str, look: Mapping[str, Look]
+) -> Iterator[Plot]:
     """Accuracy against confidence, a panel for each model: on the diagonal a model is as right as it is sure."""
     shown = dict(list(found.items())[:MOST_PANELS])
     if not shown:
         return
     figure, panels = _panels(shown)
-    for number, (axes, (label_, bins)) in enumerate(zip(panels, shown.items(), strict=False)):
+    for axes, (label_, bins) in zip(panels, shown.items(), strict=False):
         counts, sure, right = np.array(bins).T
         axes.plot([0, 1], [0, 1], color="#888888", lw=0.8, ls="--")
-        axes.plot(sure, right, color=colour(number), lw=1)
-        axes.scatter(sure, right, s=4 + 60 * counts / counts.sum(), color=colour(number), alpha=0.8)
-        axes.set_title(label_, fontsize=8)
+        axes.plot(sure, right, color=look[label_].colour, lw=1)
+        axes.scatter(sure, right, s=4 + 60 * counts / counts.sum(), color=look[label_].colour, alpha=0.8)
+        axes.set_title(short(label_, 22), fontsize=8)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
     figure.supxlabel("confidence", fontsize=9)

@@ -28,13 +28,16 @@ th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border
 th { vertical-align: bottom; } th.text, td.text { text-align: left; }
 td.who { position: sticky; left: 0; background: var(--paper); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure svg { width: 100%; min-width: 24rem; height: auto; }
+figure { margin: 0; } figure svg { max-width: 100%; height: auto; }
 pre { overflow-x: auto; font-size: 0.8rem; border: 1px solid var(--line); padding: 0.8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; } dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { display: block; } dt { margin-top: 0.5rem; } .role { display: none; }
+  figure svg { max-width: none; width: 34rem; } }
+@page { size: A4 landscape; margin: 12mm; }
 @media print { body { max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
-  .wide { overflow: visible; } table { font-size: 0.6rem; }
-  th, td { padding: 0.15rem 0.3rem; white-space: normal; } }
+  .wide { overflow: visible; } table { font-size: 0.62rem; } th, td { padding: 0.15rem 0.35rem; }
+  .more { display: none; } h2, h3 { break-after: avoid; } .plots { grid-template-columns: 1fr 1fr; } }
 """
 
 
@@ -74,7 +77,15 @@ def _sentence(sentence: str) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    kinds = ["text" if name in table.TEXT else "" for name in head]
+    kinds = [
+        " ".join(
+            filter(
+                None,
+                ["text" * (name in table.TEXT), "role" * (name == "role"), "more" * (name not in table.MAIN)],
+            )
+        )
+        for name in head
+    ]
     top = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
     body = "".join(
         "<tr>" + "".join(_cell(*of) for of in zip(head, line, kinds, strict=True)) + "</tr>" for line in lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdrun.controls import MATCHED
@@ -17,6 +17,7 @@ PROTOCOL = {
     "dataset": "{}",
     "test_sha256": "test data {:.8}",
     "input": "input {}",
+    "train_samples": "{} training samples",
     "labels_per_class": "{} labels a class",
     "epochs": "{} epochs",
     "selection": "{} weights",
@@ -63,6 +64,7 @@ def _protocol(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         one["protocol"]
         for one in (row, *rows)
         if one["protocol"]
+        and one["role"] in STUDENTS
         and one["method"] not in BY_DESIGN
         and (one["experiment"], one["model"]) == (row["experiment"], row["model"])
     ]
@@ -106,7 +108,9 @@ def _percent(value: float | None, digits: int = 2, sign: str = "") -> str:
 
 def _score(row: Row) -> str:
     spread = f" ± {_percent(row['std'])}" if row["std"] is not None else ""
-    return _percent(row["mean"]) + spread if row["mean"] is not None else row["status"]
+    if row["mean"] is None:
+        return str(row["status"])
+    return _percent(row["mean"]) + spread + ("" if row["status"] == "finished" else f" ({row['status']})")
 
 
 def _count(value: float | None) -> str:
@@ -179,15 +183,27 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The table's head and lines as text; columns that are empty everywhere, or the same experiment's, are left out."""
+MAIN = {
+    "role", "model", "experiment", "teacher", "n", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict",
+    "seeds needed", "gap closed %", "params", "ms p50 / p95", "protocol",
+}  # fmt: skip
+"""The columns that a terminal and a page have room for."""
+
+
+def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The table's head and lines as text, of every column or of the main ones.
+
+    Columns that are empty everywhere are left out, and the experiment's name where there is one only.
+    """
     lines = [[show(row) for show in COLUMNS.values()] + [_own_protocol(row, rows)] for row in rows]
     head = [*COLUMNS, "protocol"]
     one_experiment = len({row["experiment"] for row in rows}) == 1
     kept = [
         number
         for number, name in enumerate(head)
-        if any(line[number] for line in lines) and not (name == "experiment" and one_experiment)
+        if any(line[number] for line in lines)
+        and not (name == "experiment" and one_experiment)
+        and (every or name in MAIN)
     ]
     return [head[number] for number in kept], [[line[number] for number in kept] for line in lines]
 
@@ -195,9 +211,10 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def pair_cells(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Every two methods as text, the second measured against the first."""
     head = ["student", "method", "against", "difference", CONFIDENCE, "p", "verdict"]
+    several = len({pair["experiment"] for pair in pairs}) > 1
     lines = [
         [
-            pair["model"],
+            f"{pair['experiment']}/{pair['model']}" if several else pair["model"],
             pair["second"],
             pair["first"],
             _percent(pair["difference"], sign="+"),
@@ -215,8 +232,11 @@ def _own_protocol(row: Row, rows: Sequence[Row]) -> str:
     if row["role"] not in STUDENTS or not row["protocol"]:
         return ""
     shared = _shared_protocol(rows)
+    metrics = {one["metric"] for one in rows}
+    told = [row["metric"]] * (len(metrics) > 1)
     return ", ".join(
-        said(key, value) for key in PROTOCOL if (value := row["protocol"].get(key)) != shared.get(key)
+        told
+        + [said(key, value) for key in PROTOCOL if (value := row["protocol"].get(key)) != shared.get(key)]
     )
 
 
@@ -242,7 +262,7 @@ def _marked_down(head: list[str], lines: list[list[str]]) -> list[str]:
 def csv_text(compared: Mapping[str, Any]) -> str:
     """The rows with full precision, a column a key."""
     buffer = io.StringIO()
-    rows = [{key: _flat(value) for key, value in row.items()} for row in compared["rows"]]
+    rows = [dict(_flattened(row)) for row in compared["rows"]]
     keys = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(buffer, fieldnames=list(keys) or ["role"])
     writer.writeheader()
@@ -250,10 +270,13 @@ def csv_text(compared: Mapping[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _flat(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(str(item) for item in value)
-    return "; ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else value
+def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values, with those of a mapping under its own key: ``latency_ms.p50``."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in _flattened(value))
+        else:
+            yield key, " ".join(str(item) for item in value) if isinstance(value, list) else value
 
 
 LATEX = {
@@ -268,28 +291,32 @@ LATEX = {
 """What LaTeX reads as something else, or its plain fonts do not have, and how it is written."""
 
 
-ON_PAPER = {
-    "model", "experiment", "teacher", "n", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict", "gap closed %",
-    "params", "MACs", "ms p50 / p95", "protocol",
-}  # fmt: skip
-"""The columns that a page has room for; the others are in the other formats."""
-
-
 def latex(compared: Mapping[str, Any], mixed: bool = False) -> str:
     """The tables in LaTeX, as ``tabular`` that needs no package, each under its heading; the main columns only."""
     text = []
     for table in tables(compared, mixed):
-        every, found = cells(table.rows)
-        kept = [number for number, name in enumerate(every) if name in ON_PAPER]
-        head, *lines = ([line[number] for number in kept] for line in [every, *found])
-        kinds = "".join("l" if name in TEXT else "r" for name in head)
-        body = [" & ".join(map(_escaped, line)) + r" \\" for line in [head, *lines]]
-        text += [f"% {table.heading}", rf"\begin{{tabular}}{{{kinds}}}", r"\hline", body[0], r"\hline"]
-        text += [*body[1:], r"\hline", r"\end{tabular}", ""]
+        text += [f"% {table.heading}", *_tabular(*cells(table.rows, every=False))]
+    if compared.get("pairs"):
+        text += ["% every two methods", *_tabular(*pair_cells(compared["pairs"]))]
     return "\n".join(text)
 
 
-TEXT = {"role", "model", "experiment", "teacher", "verdict", "protocol"}
+def _tabular(head: list[str], lines: list[list[str]]) -> list[str]:
+    kinds = "".join("l" if name in TEXT else "r" for name in head)
+    first, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [head, *lines]]
+    return [
+        rf"\begin{{tabular}}{{{kinds}}}",
+        r"\hline",
+        first,
+        r"\hline",
+        *body,
+        r"\hline",
+        r"\end{tabular}",
+        "",
+    ]
+
+
+TEXT = {"role", "model", "experiment", "teacher", "verdict", "protocol", "student", "method", "against"}
 """The columns of words."""
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdrun.controls import ALONE
 from kdrun.statistics.inference import LEVEL, MOST_SEEDS, POWER
 
+LEVEL_WITH = "not distinguishable"
+MANY = 5
+"""From so many methods on they are counted instead of named."""
 FEW_SEEDS = 5
 """Under so many the words say what could have been found at all."""
 
@@ -19,82 +23,151 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
     several, experiments = len(students) > 1, {experiment for experiment, _ in students}
     said = []
     for experiment, student in students:
-        own = [
-            row
-            for row in rows
-            if (row["experiment"], row["model"]) == (experiment, student) and row["role"] == "student"
-        ]
+        own = [row for row in _of(rows, experiment, student) if row["role"] == "student"]
         name = f"{f'{experiment}/' * (len(experiments) > 1)}{student}: " if several else ""
         of_student = [p for p in pairs if (p["experiment"], p["model"]) == (experiment, student)]
-        said += [name + sentence for sentence in _of_student(own, of_student)]
+        alone = next((row["mean"] for row in _of(rows, experiment, student) if row["method"] == ALONE), None)
+        said += [name + sentence for sentence in [*_of_student(own, alone, of_student), *_incomplete(own)]]
     return [*said, *_of_teachers(rows)]
 
 
-def _of_student(rows: Sequence[Row], pairs: Sequence[Row]) -> Iterable[str]:
+def _of(rows: Sequence[Row], experiment: str, student: str) -> list[Row]:
+    return [row for row in rows if (row["experiment"], row["model"]) == (experiment, student)]
+
+
+def _incomplete(rows: Sequence[Row]) -> Iterable[str]:
+    """Which rows stand on a part of their runs only."""
+    for row in rows:
+        if row["status"] != "finished" and row["values"]:
+            what = "failed" if row["status"] == "failed" else "is not finished"
+            without = (
+                "" if row["verdict"] or row["gain"] is None else ", and one seed beside alone is no verdict"
+            )
+            yield f"{row['method']} {what} in some of its seeds: its figures are those of the others{without}"
+
+
+def _of_student(rows: Sequence[Row], alone: float | None, pairs: Sequence[Row]) -> Iterable[str]:
     judged = sorted((row for row in rows if row["verdict"]), key=lambda row: -row["gain"])
+    level = [row for row in judged if row["verdict"] == LEVEL_WITH]
+    grouped = len(level) >= MANY
     for row in judged:
-        yield _verdict(row)
+        if row["verdict"] != LEVEL_WITH or not grouped:
+            yield _verdict(row, len(judged))
+    if grouped:
+        yield (
+            f"{len(level)} of {_counted(len(judged), 'method')} are not distinguishable from alone: gains from "
+            f"{points(level[-1]['gain'], '+')} to {points(level[0]['gain'], '+')} points"
+        )
     better = [row["method"] for row in judged if row["verdict"] == "better"]
     if len(better) > 1:
         yield from _among_the_best(better, pairs)
+    yield from _against_controls(judged)
     if len(judged) > 1:
-        yield f"verdicts and p-values allow for all {len(judged)} methods (Holm); an interval is its row's own"
-    seeds = max(len(row["seeds"]) for row in judged)
+        yield f"verdicts and p-values allow for all {len(judged)} methods (Holm), intervals for one method by itself"
+    yield from _what_could_be_found(judged, alone)
+
+
+def _what_could_be_found(judged: Sequence[Row], alone: float | None) -> Iterable[str]:
+    """How much so few seeds can tell."""
+    seeds = max((row["gain_seeds"] for row in judged), default=FEW_SEEDS)
     if seeds == 1:
         yield "one seed: intervals and p-values cover the noise of the test samples only, not that of training"
-    elif seeds < FEW_SEEDS:
-        least = max(row["detectable"] for row in judged if row["detectable"] is not None)
+        return
+    found = [
+        row["detectable"] for row in judged if row["gain_seeds"] == seeds and row["detectable"] is not None
+    ]
+    if seeds >= FEW_SEEDS or not found:
+        return
+    with_so_many = f"with {seeds} seeds and {_counted(len(judged), 'method')}"
+    if alone is not None and max(found) > 1 - alone:
+        yield f"{with_so_many} no gain that is possible here can be counted on to be found: take more seeds"
+    else:
         yield (
-            f"with {seeds} seeds and {_counted(len(judged), 'method')} only gains of {points(least)} points and more "
-            f"are found in {POWER:.0%} of such comparisons"
+            f"{with_so_many} only gains of {points(max(found))} points and more are found in {POWER:.0%} of such "
+            "comparisons"
         )
 
 
-def _verdict(row: Row) -> str:
-    seeds = len(row["seeds"])
-    how = (
-        "is not distinguishable from"
-        if row["verdict"] == "not distinguishable"
-        else f"is {row['verdict']} than"
-    )
+def _against_controls(judged: Sequence[Row]) -> Iterable[str]:
+    """For each control beside alone, which methods are better than it, and which are not."""
+    controls = dict.fromkeys(control for row in judged for control in row["against"] or {})
+    for control in controls:
+        sorted_: dict[str, list[str]] = {}
+        for row in judged:
+            if told := (row["against"] or {}).get(control):
+                sorted_.setdefault(told["verdict"], []).append(row["method"])
+        parts = [
+            f"{word} {_some(sorted_[verdict])}"
+            for verdict, word in (
+                ("better", "better are"),
+                ("worse", "worse are"),
+                (LEVEL_WITH, "not distinguishable are"),
+            )
+            if verdict in sorted_
+        ]
+        yield f"beside {control}, {'; '.join(parts)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names, or how many there are."""
+    return listed(names) if len(names) <= MANY else f"{len(names)} methods"
+
+
+def _verdict(row: Row, methods: int) -> str:
+    seeds = row["gain_seeds"]
+    how = "is not distinguishable from" if row["verdict"] == LEVEL_WITH else f"is {row['verdict']} than"
     found = (
         f"{points(row['gain'], '+')} points {interval(row['gain_interval'], '+')}, {_counted(seeds, 'seed')}"
     )
     sentence = f"{row['method']} {how} alone: {found}"
-    if row["verdict"] != "not distinguishable" or seeds == 1 or not row["gain"]:
+    if row["verdict"] != LEVEL_WITH:
         return sentence
-    needed = row["seeds_needed"]
-    return f"{sentence}; {f'{needed}' if needed else f'more than {MOST_SEEDS}'} would tell a difference of this size"
+    low, high = row["gain_interval"]
+    if methods > 1 and (low > 0 or high < 0):
+        sentence += f"; it would be by itself, but not as one of {methods} methods"
+    if seeds == 1 or not row["gain"]:
+        return sentence
+    needed = row["seeds_needed"] or f"more than {MOST_SEEDS}"
+    return f"{sentence}; {needed} would tell a difference of this size"
 
 
 def _among_the_best(better: Sequence[str], pairs: Sequence[Row]) -> Iterable[str]:
     """How the highest of the better methods compares with the others of them."""
     best, *rest = better
-    verdicts = {frozenset((pair["first"], pair["second"])): pair["verdict"] for pair in pairs}
-    alike = [one for one in rest if verdicts.get(frozenset((best, one))) == "not distinguishable"]
+    verdicts = {}
+    for pair in pairs:
+        first, second, verdict = pair["first"], pair["second"], pair["verdict"]
+        if verdict != LEVEL_WITH:
+            verdict = "beaten" if (second if verdict == "better" else first) == best else "ahead"
+        verdicts[frozenset((first, second))] = verdict
+    alike = [one for one in rest if verdicts.get(frozenset((best, one))) == LEVEL_WITH]
     if alike:
         yield (
             f"{best} and {alike[0]} are not distinguishable"
             if len(alike) == 1
             else f"{listed(alike)} are not distinguishable from {best}"
         )
-    if beaten := [one for one in rest if one not in alike]:
+    if beaten := [one for one in rest if verdicts.get(frozenset((best, one))) == "beaten"]:
         yield f"{best} is better than {listed(beaten)}"
 
 
 def _of_teachers(rows: Sequence[Row]) -> Iterable[str]:
-    """A word on students that all learnt from one training of a teacher."""
-    once = {row["model"] for row in rows if row["role"] == "teacher" and len(row["seeds"] or []) == 1}
+    """A word on teachers that taught every seed of a student."""
+    once = {
+        (r["experiment"], r["model"]) for r in rows if r["role"] == "teacher" and len(r["seeds"] or []) == 1
+    }
     used = {
-        name
+        (row["experiment"], name)
         for row in rows
-        if row["verdict"] and row["teacher"] and len(row["seeds"]) > 1
+        if row["verdict"] and row["teacher"] and row["gain_seeds"] > 1
         for name in row["teacher"].split("+")
     }
-    if once & used:
+    names = sorted({name for _, name in once & used})
+    if names:
+        those = "those teachers" if len(names) > 1 else "that teacher"
         yield (
-            f"all students learnt from one training of {listed(sorted(once & used))}: what is said holds for that "
-            "teacher (`seeds: each` trains one for each seed)"
+            f"one training of {listed(names)} taught all seeds: what is said of its students holds for {those} "
+            "(`seeds: each` trains one for each seed)"
         )
 
 

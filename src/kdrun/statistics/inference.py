@@ -43,15 +43,15 @@ class Difference:
     seeds: int
 
 
-def over_seeds(differences: Sequence[float], samples: int) -> Difference:
-    """The paired t-test of at least two differences of scores, each a share of ``samples`` test samples.
+def over_seeds(differences: Sequence[float], step: float) -> Difference:
+    """The paired t-test of at least two differences of scores, which a test sample can change by ``step``.
 
-    Scores are whole counts, so their rounding alone spreads a difference by 1/(√6 · samples): the spread is taken for
-    no less, or three seeds that happen to differ by the same few samples would prove anything.
+    Scores come in steps, and rounding to them alone spreads a difference by step/√6: the spread is taken for no less,
+    or three seeds that happen to differ by the same few samples would prove anything.
     """
     count, middle, spread = len(differences), mean(differences), std(differences)
     assert middle is not None and spread is not None, "a t-test needs two seeds"
-    spread = max(spread, rounding(samples))
+    spread = max(spread, rounding(step))
     error = spread / math.sqrt(count)
     reach = _t_bound(LEVEL, count - 1) * error
     p_value = 2 * float(special.stdtr(count - 1, -abs(middle) / error))
@@ -68,32 +68,50 @@ def of_mean(values: Sequence[float]) -> Interval | None:
     return middle - reach, middle + reach
 
 
-def rounding(samples: int) -> float:
-    """The standard deviation that the difference of two shares of so many samples has from rounding alone."""
-    return 1 / (math.sqrt(6) * samples)
+def rounding(step: float) -> float:
+    """The standard deviation that the difference of two scores has from rounding alone."""
+    return step / math.sqrt(6)
 
 
 def over_samples(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
-    """Exact McNemar's test of two single runs, from which samples each has right (N,).
+    """Exact McNemar's test of two single runs, from which samples each has right (N,), with Newcombe's interval.
 
-    The interval is Clopper's and Pearson's for the share of ``first`` among the samples that only one has right, and
-    excludes 0 where the p-value is below the level.
+    The interval allows for the noise in how many samples differ at all, which the test takes as given: close to the
+    level one may say what the other does not.
 
     Source: McNemar, "Note on the Sampling Error of the Difference Between Correlated Proportions or Percentages",
-    1947; Clopper, Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial", 1934.
+    1947; Newcombe, "Improved Confidence Intervals for the Difference Between Binomial Proportions Based on Paired
+    Data", 1998, method 10.
     """
     samples = len(first)
     ours, theirs = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = ours + theirs
-    if not differing:
-        reach = 1 - (LEVEL / 2) ** (1 / samples)
-        return Difference(0.0, (-reach, reach), 1.0, None, 1)
-    p_value = min(1.0, 2 * float(special.bdtr(min(ours, theirs), differing, 0.5)))
-    low = float(special.betaincinv(ours, theirs + 1, LEVEL / 2)) if ours else 0.0
-    high = float(special.betaincinv(ours + 1, theirs, 1 - LEVEL / 2)) if theirs else 1.0
-    scale = differing / samples
-    interval = (2 * low - 1) * scale, (2 * high - 1) * scale
-    return Difference((ours - theirs) / samples, interval, p_value, None, 1)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    p_value = 1.0
+    if ours + theirs:
+        p_value = min(1.0, 2 * float(special.bdtr(min(ours, theirs), ours + theirs, 0.5)))
+    shares = (both + ours) / samples, (both + theirs) / samples
+    (low, high), (low_other, high_other) = (_wilson(share, samples) for share in shares)
+    margins = math.sqrt((both + ours) * (theirs + neither) * (both + theirs) * (ours + neither))
+    shared = float(both * neither - ours * theirs)
+    if shared > 0:
+        shared = max(shared - samples / 2, 0.0)  # Newcombe's correction for continuity
+    alike = shared / margins if margins else 0.0
+
+    def reach(own: float, other: float) -> float:
+        return math.sqrt(max(own**2 - 2 * alike * own * other + other**2, 0.0))
+
+    middle = (ours - theirs) / samples
+    below = reach(shares[0] - low, high_other - shares[1])
+    above = reach(high - shares[0], shares[1] - low_other)
+    return Difference(middle, (middle - below, middle + above), p_value, None, 1)
+
+
+def _wilson(share: float, samples: int) -> Interval:
+    """Wilson's interval of a share of so many samples."""
+    z = float(special.ndtri(1 - LEVEL / 2))
+    middle, scale = share + z**2 / (2 * samples), 1 + z**2 / samples
+    reach = z * math.sqrt(share * (1 - share) / samples + (z / (2 * samples)) ** 2)
+    return (middle - reach) / scale, (middle + reach) / scale
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -119,8 +137,8 @@ def power(size: float, seeds: int, tests: int = 1) -> float:
     """How often a difference of ``size`` spreads is found with so many seeds, if it has to stand out of ``tests``."""
     freedom, bound = seeds - 1, _t_bound(LEVEL / tests, seeds - 1)
     shift = abs(size) * math.sqrt(seeds)
-    below, far_below = (special.nctdtr(freedom, shift, end) for end in (bound, -bound))
-    return 1 - float(below - np.nan_to_num(far_below))  # NaN where it is too small to be reckoned
+    below, far_below = np.nan_to_num([special.nctdtr(freedom, shift, end) for end in (bound, -bound)])
+    return 1 - float(below - far_below)  # scipy gives NaN where they are too small to be reckoned
 
 
 def seeds_needed(difference: float, spread: float, tests: int = 1) -> int | None:
@@ -150,10 +168,10 @@ def _least(found: Callable[[float], float], low: float, high: float, close: floa
     return high
 
 
-def share_of_gap(gains: Sequence[float], gaps: Sequence[float], samples: int) -> Interval | None:
+def share_of_gap(gains: Sequence[float], gaps: Sequence[float], step: float) -> Interval | None:
     """Fieller's interval of the mean gain over the mean gap, paired by seed; None where no gap is clear.
 
-    Needs two seeds. The gap's spread is taken for no less than that of rounding, as in ``over_seeds``.
+    Needs two seeds. Both spreads are taken for no less than that of rounding, as in ``over_seeds``.
 
     Source: Fieller, "Some Problems in Interval Estimation", 1954.
     """
@@ -161,7 +179,8 @@ def share_of_gap(gains: Sequence[float], gaps: Sequence[float], samples: int) ->
     count = len(gains)
     gain, gap = float(np.mean(gains)), float(np.mean(gaps))
     (gain_variance, shared), (_, gap_variance) = np.cov(gains, gaps) / count
-    gap_variance = max(gap_variance, rounding(samples) ** 2 / count)
+    least = rounding(step) ** 2 / count
+    gain_variance, gap_variance = max(gain_variance, least), max(gap_variance, least)
     bound = _t_bound(LEVEL, count - 1) ** 2
     clear = gap**2 - bound * gap_variance
     if gap <= 0 or clear <= 0:

@@ -93,7 +93,9 @@ def calibration_error(logits: Logits, labels: Labels, of_equal: Literal["mass", 
     if of_equal == "width":
         bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)) - 1
         return float(np.abs(np.bincount(bins, excess)).sum() / len(labels))
-    parts = np.array_split(excess[np.argsort(confidence, kind="stable")], BINS)
+    _, ties, counts = np.unique(confidence.round(12), return_inverse=True, return_counts=True)
+    shared = (np.bincount(ties, excess) / counts)[ties]  # ties are alike, whatever their order
+    parts = np.array_split(shared[np.argsort(confidence, kind="stable")], BINS)
     return float(sum(abs(part.sum()) for part in parts) / len(labels))
 
 

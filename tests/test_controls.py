@@ -324,10 +324,8 @@ def test_a_gate_for_no_method_is_told_before_anything_is_trained(tmp_path):
 def test_every_format_is_all_that_is_on_stdout(finished, tmp_path, format_):
     config = tmp_path / "controls.yaml"
     config.write_text(BASE)
-    told = command(
-        "compare", config, "--no-train", "--out", finished, "--format", format_, *["--pairs"] * (format_ != "csv"), "--bootstrap",
-        folder=tmp_path,
-    )  # fmt: skip
+    options = ["--format", format_, *["--pairs"] * (format_ != "csv"), "--bootstrap"]
+    told = command("compare", config, "--no-train", "--out", finished, *options, folder=tmp_path)
     assert told.code == 0, told.err
     assert "matched-cost" in told.out and ("kd" in told.out)
     if format_ == "json":

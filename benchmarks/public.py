@@ -7,14 +7,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from benchmarks.gate import Gate
 from benchmarks.works import PLUGIN
 from kdrun import config, registry
 from kdrun.bookkeeping import command_line
 from kdrun.console import Console
-from kdrun.contracts import Dataset
 from kdrun.controls import CONTROLS
 from kdrun.experiment import Experiment
 from kdrun.interrupts import stop_on_signals
@@ -49,9 +46,9 @@ class HeldConsole(Console):
 class WithoutControl(Experiment):
     """An experiment that leaves out the students without a teacher, which no other loop trains either."""
 
-    def train(self, group: list[Run], dataset: Dataset, device: torch.device) -> None:
+    def train(self, group: list[Run]) -> None:
         """Train the rest of a group as ever."""
-        super().train([run for run in group if run.method not in CONTROLS], dataset, device)
+        super().train([run for run in group if run.method not in CONTROLS])
 
 
 def steps(contestant: str, options: argparse.Namespace, gate: Gate) -> Iterator[int]:

@@ -633,7 +633,8 @@ def test_a_models_training_changes_single_keys():
             "teacher: {model: mlp, training: {batch_size: 9, optimizer: {kind: sgd, lr: 0.1}}}"
         )
     )
-    own = checked.training_of(checked.experiment.teachers["teacher"])
+    teacher = checked.experiment.teachers["teacher"]
+    own = checked.training_of(teacher, checked.teaching(teacher, ()))
     assert (own.epochs, own.batch_size, own.optimizer.lr, own.optimizer.momentum) == (7, 9, 0.1, 0.5)
 
 
@@ -695,7 +696,7 @@ def keywords(node):
 def test_the_schema_speaks_no_more_than_the_validator_above_knows(schema):
     annotations = {"title", "description", "default", "format"}
     bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-    lengths = {"minItems", "maxItems", "pattern"}
+    lengths = {"minItems", "maxItems", "minProperties", "pattern"}
     understood = {"$ref", "$defs", "type", "anyOf", "oneOf", "const", "enum", "properties", "required"}
     understood |= {"additionalProperties", "items"}
     assert keywords(schema) <= annotations | bounds | lengths | understood
@@ -712,7 +713,14 @@ def test_the_schema_accepts_every_shipped_config(schema, path):
 
 
 @pytest.mark.parametrize(
-    "short", ["training: {optimizer: sgd}", "methods: [kd, {use: hint}]", "student: {model: mlp}"]
+    "short",
+    [
+        "training: {optimizer: sgd}",
+        "methods: [kd, {use: hint, tune: {hint.weight: {low: 1, high: 9}, training.clip: [1, 2]}}]",
+        "student: {model: mlp}",
+        "controls: [alone, {name: label-smoothing, set: {ce.label_smoothing: 0.2}}]",
+        "controls: all",
+    ],
 )
 def test_the_schema_accepts_shorthands(schema, short):
     assert accepts(schema, yaml.safe_load(f"dataset: digits\n{short}"), schema)

@@ -68,7 +68,7 @@ def short(path):
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 9
+    assert len(CONFIGS) == 10
 
 
 @every_config

@@ -64,6 +64,7 @@ def test_the_readme_shows_the_table_s_columns():
     shown = [cell.strip() for cell in head.strip("| ").split("|")]
     not_there = {
         "experiment",
+        "trials",
         "resampled",
         "seeds needed",
         "scaled",

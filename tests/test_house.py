@@ -36,7 +36,7 @@ FLOORS = [
     {"split"},
     {"bookkeeping", "listing", "advice"},
     {"experiment", "compare", "gate", "checking", "profiling"},
-    {"evidence"},
+    {"evidence", "tune"},
     {"cli"},
     {"__main__"},
 ]

@@ -418,7 +418,7 @@ def test_with_both_each_batch_is_mixed_in_one_way():
 
 def test_a_method_mixes_for_its_own_students_and_their_teachers():
     methods = (
-        "{name: fm, use: function-matching, teacher: a, mixup: 1.0, cutmix: 0.5}",
+        "{name: fm, use: function-matching, teacher: a, training: {mixup: 1.0, cutmix: 0.5}}",
         "{name: kd, use: kd, teacher: a}",
     )
     _, _, dataset, planned = students(with_methods(*methods))
@@ -439,7 +439,7 @@ def test_the_teacher_sees_the_mixed_samples(tmp_path, monkeypatch):
         return original(self, batch)
 
     monkeypatch.setattr(Prepared, "__call__", noted)
-    run(with_methods("{name: fm, use: function-matching, teacher: a, mixup: 1.0}"), tmp_path)
+    run(with_methods("{name: fm, use: function-matching, teacher: a, training: {mixup: 1.0}}"), tmp_path)
     assert len(seen) == 4 * (1257 // 128)
 
 
@@ -579,7 +579,7 @@ def test_a_rehearsal_tries_every_term_in_its_turn():
 
 
 def test_cutmix_needs_pictures(tmp_path):
-    text = with_methods("{name: m, use: kd, teacher: b, cutmix: 1.0}").replace(
+    text = with_methods("{name: m, use: kd, teacher: b, training: {cutmix: 1.0}}").replace(
         "{kind: digits}", "{kind: wine}"
     )
     with pytest.raises(Exception, match="cutmix cuts pictures"):

@@ -703,7 +703,7 @@ def test_weights_that_overflow_in_the_last_step_are_a_failure_of_one_student(tmp
         "students:\n  wild: {training: {epochs: 1, batch_size: 105, "
         "optimizer: {kind: sgd, lr: 1e30}}, model: {kind: mlp, hidden: [4]}}\n  student: {",
     )
-    with pytest.raises(TrainingError, match="wild/kd/seed 0: its outputs on the test set are not finite"):
+    with pytest.raises(TrainingError, match="wild/kd/seed 0: the outputs on the test set are not finite"):
         run(text, tmp_path)
     assert "students/student/kd/seed-0" in results(tmp_path)
     assert "students/wild/kd/seed-0" not in results(tmp_path)

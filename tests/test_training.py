@@ -17,7 +17,6 @@ from kdrun import assembly, bookkeeping, models, registry, rehearsal
 from kdrun.contracts import HIDDEN, Loss, LossConfig, Outputs
 from kdrun.data.base import SampleSet
 from kdrun.errors import TrainingError
-from kdrun.experiment import Experiment
 from kdrun.models import Frozen
 from kdrun.objective import combined
 from kdrun.optimization import Training, load_optimizer_tensors, merged, optimizer_tensors
@@ -180,8 +179,8 @@ def teachers_as_used(monkeypatch):
         seen.append((teacher, {n: t.clone() for n, t in teacher.model.state_dict().items()}, modes))
         return teacher
 
-    original = Experiment.teacher
-    monkeypatch.setattr(Experiment, "teacher", kept)
+    original = bookkeeping.frozen
+    monkeypatch.setattr(bookkeeping, "frozen", kept)
     return seen
 
 
@@ -222,7 +221,7 @@ def test_stored_predictions_are_those_of_the_stored_weights(tmp_path):
     batches = list(dataset.split("test"))
     for run_ in planned.runs:
         result = results(tmp_path)[run_.folder]
-        again = bookkeeping.frozen(run_, result, dataset.spec, torch.device("cpu"))
+        again = bookkeeping.frozen(run_, result, dataset, torch.device("cpu"))
         logits = torch.cat([again(batch).logits for batch in batches])
         stored = result.predictions()
         assert torch.equal(logits, torch.from_numpy(stored["logits"])), run_.title

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrun.errors import ConfigError, Problem
-from kdrun.yamlsource import Source
+from kdrun.yamlsource import Source, as_yaml
 
 DIGITS = """\
 name: digits
@@ -640,3 +640,40 @@ def test_a_large_config_is_read_in_a_moment() -> None:
 def test_neither_torch_nor_pydantic_is_loaded() -> None:
     code = "import sys, kdrun.yamlsource; sys.exit(bool({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+TEXTS = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=20) | st.sampled_from(
+    ["1e-3", "no", "12:30:45", "0o17", "~", "true", "- a", "# a", "<<", "", "1_000", ".5", "a: b"]
+)
+
+
+@given(
+    st.dictionaries(
+        TEXTS,
+        st.recursive(
+            PLAIN | TEXTS,
+            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+            max_leaves=12,
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_is_written_reads_back_as_the_same(data):
+    assert Source.parse(as_yaml(data)).data == data
+
+
+def test_what_is_short_is_written_on_a_line():
+    data = {"name": "a", "methods": [{"use": "kd", "set": {"kd.weight": 0.5}}], "seeds": list(range(60))}
+    head, method, *rest = as_yaml(data).splitlines()
+    assert (head, method) == ("name: a", "methods: [{use: kd, set: {kd.weight: 0.5}}]")
+    assert rest[:2] == ["seeds:", "- 0"]

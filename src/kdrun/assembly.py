@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from kdrun import models, registry
 from kdrun.config import Config
-from kdrun.contracts import Batch, Dataset, Outputs, Spec
+from kdrun.contracts import Batch, Dataset, Outputs, Shelf, Spec
 from kdrun.errors import (
     DataError,
     DeviceError,
@@ -66,6 +66,14 @@ def open_dataset(config: Config) -> Dataset:
     with keys_pointed_at(config):
         dataset: Dataset = registry.DATASETS[config.experiment.dataset.kind](config.experiment.dataset)
     return dataset
+
+
+def load(
+    config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, say: Callable[[str], None]
+) -> None:
+    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``."""
+    with keys_pointed_at(config):
+        dataset.load(device, shelf, say)
 
 
 @contextmanager

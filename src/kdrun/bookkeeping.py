@@ -128,22 +128,19 @@ class Seat:
             assert failure is not None
             self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
             return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
-        predictions = predict(network, self.dataset.split("test"))
+        scored_on: Split = "test" if self.run.trial is None else "validation"
+        predictions = predict(network, self.dataset.split(scored_on))
         if not np.isfinite(predictions["logits"]).all():
-            self.workplace.fail(
-                {"epoch": None, "step": None, "what": "the outputs on the test set are not finite"}
-            )
-            return (
-                f"{self.run.title}: its outputs on the test set are not finite; try a smaller learning rate"
-            )
+            what = f"the outputs on the {scored_on} set are not finite"
+            self.workplace.fail({"epoch": None, "step": None, "what": what})
+            return f"{self.run.title}: {what}; try a smaller learning rate"
+        if self.run.trial is not None:
+            self.workplace.finish(self._trial(predictions), None, None, self.student.metrics)
+            return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
         fitted = temperature(network, self.dataset.split("validation"))
         trained = self.run.weights is None
-        manifest = {
-            "kind": self.run.role,
-            "name": self.run.name,
-            "method": self.run.method,
-            "seed": self.run.seed,
+        manifest = self._what | {
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
             "likeness": likeness,
             "details": details(predictions["logits"], predictions["labels"]) | {"classes": self._classes},
@@ -157,6 +154,19 @@ class Seat:
         }
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if trained else [])
         return None
+
+    @property
+    def _what(self) -> dict[str, Any]:
+        run = self.run
+        return {"kind": run.role, "name": run.name, "method": run.method, "seed": run.seed}
+
+    def _trial(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The manifest of a trial: how it does on the validation samples, and what that took."""
+        return self._what | {
+            "scores": all_scores(predictions["logits"], predictions["labels"]),
+            "resolved": self.resolved,
+            "train_seconds": self.student.seconds,
+        }
 
     @property
     def _classes(self) -> list[str]:
@@ -229,7 +239,7 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen]) -> list[str]:
     taught = [
         (seat, network, [teachers[run] for run in seat.run.teachers.values()])
         for seat, network in zip(seats, networks, strict=True)
-        if network is not None and seat.run.teachers
+        if network is not None and seat.run.teachers and seat.run.trial is None
     ]
     alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
     for split in LIKENESS_SPLITS if taught else ():
@@ -267,9 +277,10 @@ class Keeper:
         self.stop.heed("stopped and saved; the same command goes on from here")
 
 
-def frozen(run: Run, result: Result, spec: Spec, device: torch.device) -> Frozen:
+def frozen(run: Run, result: Result | None, dataset: Dataset, device: torch.device) -> Frozen:
     """A finished teacher, frozen."""
-    network = finished_network(run, spec, device)
+    assert result is not None, f"{run.title} is not finished"
+    network = finished_network(run, dataset.spec, device)
     network.model.load_state_dict({name: torch.from_numpy(array) for name, array in result.weights().items()})
     return Frozen(network.model, network.view, device)
 
@@ -315,6 +326,9 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
                 "folder": f"{experiment.name}/{run.folder}",
                 "model": model_key(run, spec),
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
+                "tuning_trials": plan.config.methods[run.method].tuning_trials
+                if run.role == "student" and run.method
+                else None,
             }
             for run in plan.runs
         ],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdrun import memory, split
-from kdrun.assembly import keys_pointed_at, open_dataset, resolve_device
+from kdrun.assembly import load, open_dataset, resolve_device
 from kdrun.config import Config
 from kdrun.contracts import Dataset
 from kdrun.machine import told_size
@@ -155,8 +155,7 @@ def check(config: Config, store: Store, say: Callable[[str], None], on_device: b
     planned = plan(config, dataset)
     rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
     if dataset.at_hand:
-        with keys_pointed_at(config):
-            dataset.load(device if on_device else torch.device("cpu"), store.shelf, say)
+        load(config, dataset, device if on_device else torch.device("cpu"), store.shelf, say)
     unfinished = [
         run
         for run in planned.runs

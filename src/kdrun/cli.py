@@ -263,6 +263,44 @@ def compare(
             raise TrainingError("\n".join(failures))
 
 
+@app.command(epilog="Example: kdrun tune configs/digits.yaml --trials 20 --set dataset.validation=0.2")
+def tune(
+    config: ConfigFile,
+    trials: Annotated[
+        int, typer.Option("--trials", metavar="N", min=1, help="Of every method, and of every control.")
+    ] = 20,
+    out: Out = Path("runs"),
+    device: Device = None,
+    seeds: Seeds = None,
+    set_: Set = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    plugin: Plugin = None,
+) -> None:
+    """Give every method and its controls the same number of trials on validation data; write a config of the best."""
+    try:
+        from kdrun.tune import tune as run_trials
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UsageError("kdrun tune needs optuna: pip install 'kdrun[tune]'") from error
+    checked = _config(config, device, seeds, set_, plugin)
+    _require_students(checked, config)
+    with _experiment(checked, out, quiet) as experiment:
+        told = run_trials(experiment, trials)
+    if json_:
+        print(json.dumps(told, indent=1))
+        return
+    from kdrun.report.table import tuning_cells
+
+    heading = (
+        f"{told['name']}: {told['trials']} trials each, by seed {told['seed']}; "
+        f"{told['metric']} in % on the validation share"
+    )
+    _print_table(heading, *tuning_cells(told["chosen"]), keys=2)
+    _note(f"next: kdrun compare {' '.join(told['configs'])}", quiet)
+
+
 @contextmanager
 def _told_after(tell: Callable[[], None]) -> Iterator[None]:
     """Print the results at the end, also where some students failed; the failures come last."""

@@ -230,7 +230,7 @@ def _blank(part: Material, role: str, model: str, method: str | None) -> Row:
 def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     """What is known of every kind of trained row: scores over seeds, size and cost."""
     done = [run for run in runs if run["fingerprint"] in part.results]
-    failed = any(_failed(part.store, run) for run in runs if run not in done)
+    failed = any(part.store.failure(run["fingerprint"], run["folder"]) for run in runs if run not in done)
     row["status"] = "finished" if len(done) == len(runs) else "failed" if failed else "unfinished"
     row["seeds"] = [run["seed"] for run in done]
     manifests = [part.results[run["fingerprint"]].manifest for run in done]
@@ -253,15 +253,6 @@ def _summarise(row: Row, found: Sequence[Mapping[str, float]]) -> None:
     for key in SCORES:
         values = [one[key] for one in found if key in one]
         row[key] = summary.mean(values) if len(values) == len(found) else None
-
-
-def _failed(store: Store, run: dict[str, Any]) -> bool:
-    """Whether the last attempt at a run stopped, in its folder or beside another run's."""
-    for place in (run["folder"], f"{run['folder']}-{run['fingerprint'][:8]}"):
-        folder = store.root / place
-        if (folder / "failure.json").is_file() and (folder / "begun.json").is_file():
-            return read_json(folder / "begun.json")["fingerprint"] == run["fingerprint"]
-    return False
 
 
 def _teacher_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
@@ -308,6 +299,7 @@ def _student_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
     role = "control" if method in CONTROLS else "student"
     row = _filled(part, _blank(part, role, runs[0]["name"], method), runs)
     row["teacher"] = "+".join(sorted(runs[0]["teachers"])) or None
+    row["tuning_trials"] = runs[0].get("tuning_trials")
     done = [run for run in runs if run["fingerprint"] in part.results]
     measured = [
         likeness for run in done if (likeness := part.results[run["fingerprint"]].manifest["likeness"])

@@ -282,11 +282,15 @@ class Taps:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The published mix of a method: its terms and stages as in YAML, and where they come from."""
+    """The published mix of a method: its terms and stages as in YAML, and where they come from.
+
+    ``tune`` are the values of its options that its authors tried, for ``kdrun tune``, by term and key.
+    """
 
     losses: list[dict[str, Any]]
     source: str
     stages: list[dict[str, Any]] = field(default_factory=list)
+    tune: dict[str, Any] = field(default_factory=dict)
 
 
 class Loss(Component, nn.Module):

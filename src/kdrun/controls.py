@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
-ALONE = "alone"
-SMOOTHED = "label-smoothing"
-SHUFFLED = "shuffled-teacher"
-MATCHED = "matched-cost"
+ALONE: Final = "alone"
+SMOOTHED: Final = "label-smoothing"
+SHUFFLED: Final = "shuffled-teacher"
+MATCHED: Final = "matched-cost"
 
 Control = Literal["alone", "label-smoothing", "shuffled-teacher", "matched-cost"]
 
+MIXES = {ALONE: "ce", SMOOTHED: "label-smoothing", SHUFFLED: "kd", MATCHED: "ce"}
+"""The published mix that each control is trained with."""
 CONTROLS: dict[str, str] = {
     ALONE: "the student without a teacher",
     SMOOTHED: "the student without a teacher, its labels smoothed by 0.1: what softer targets alone give",

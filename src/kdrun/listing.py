@@ -10,7 +10,15 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from kdrun import registry
-from kdrun.config import Experiment, MethodConfig, StudentConfig, TeacherConfig, published_methods
+from kdrun.config import (
+    ControlConfig,
+    Experiment,
+    MethodConfig,
+    StudentConfig,
+    TeacherConfig,
+    published_methods,
+)
+from kdrun.config.parts import Range
 from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published
 from kdrun.optimization import Stage, Training
 from kdrun.schedules import Cosine, Step, WarmUp
@@ -29,6 +37,8 @@ PARTS: list[tuple[str, str, type[Schema]]] = [
         "An entry of `methods:`; the name of a published mix alone is short for `{use: NAME}`.",
         MethodConfig,
     ),
+    ("Control", "An entry of `controls:`; the name alone will do.", ControlConfig),
+    ("Range", "A value of `tune:`; a list of values is the other form.", Range),
     ("Stage", "An entry of a method's `stages:`.", Stage),
     (
         "Mask",
@@ -90,8 +100,9 @@ def methods() -> list[Entry]:
 
 
 def _parts(published: Published) -> list[Any]:
-    """The terms of a mix, and its stages where it has any."""
-    return [*published.losses, *([{"stages": published.stages}] if published.stages else [])]
+    """The terms of a mix, and its stages and what its authors tried where it has any."""
+    rest = {"stages": published.stages, "tune": published.tune}
+    return [*published.losses, *({key: value} for key, value in rest.items() if value)]
 
 
 def _flow(value: Any) -> str:

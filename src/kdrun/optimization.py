@@ -77,13 +77,9 @@ class AdamW(Adam):
 AnyOptimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind"), BeforeValidator(kind_alone)]
 
 
-class Training(Schema):
-    """How a model is trained; a model's own ``training`` changes single keys of the experiment's."""
+class Recipe(Schema):
+    """How a model learns: what a method may have of its own without leaving the protocol of the others."""
 
-    epochs: int = Field(default=30, ge=1)
-    """passes over the training set"""
-    batch_size: int = Field(default=128, ge=1)
-    """samples a step"""
     optimizer: AnyOptimizer = AdamW(kind="adamw")
     """sgd, adam or adamw"""
     schedule: AnySchedule = Cosine(kind="cosine")
@@ -93,13 +89,22 @@ class Training(Schema):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """of every `ce` term that names none of its own"""
     mixup: float = Field(default=0.0, ge=0)
-    """α of mixup's Beta distribution; 0 for none"""
+    """α of mixup's Beta distribution; 0 for none. Teachers see the mixed samples, too"""
     cutmix: float = Field(default=0.0, ge=0)
     """α of cutmix's Beta distribution; 0 for none; with both, each batch is mixed in one of the two ways"""
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the gradient"""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """decay of an average of the weights, which then is what gets scored and exported"""
+
+
+class Training(Recipe):
+    """How a model is trained; a model's own ``training`` changes single keys of the experiment's."""
+
+    epochs: int = Field(default=30, ge=1)
+    """passes over the training set"""
+    batch_size: int = Field(default=128, ge=1)
+    """samples a step"""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16 trains under autocast; auto takes it for pictures on a GPU or CPU that has it, and fp32 elsewhere"""
     cache: bool = True

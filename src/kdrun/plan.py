@@ -24,8 +24,9 @@ RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
-Kin = tuple[str, str, str | None]
-"""Role, name and method: what runs have in common that differ by their seeds."""
+ROLES = ("teacher", "student")
+Kin = tuple[str, str, str | None, int | None]
+"""Role, name, method and trial: what runs have in common that differ by their seeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +53,28 @@ class Run:
     weights: Any = None
     expect: float | None = None
     weights_hash: str | None = None
+    trial: int | None = None
+    """its number in a tuning; a trial is scored on the validation share and never sees the test set"""
 
     @property
     def title(self) -> str:
         """How messages call it."""
-        return "/".join([self.name, *([self.method] if self.method else []), f"seed {self.seed}"])
+        last = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
+        return "/".join([self.name, *([self.method] if self.method else []), last])
 
     @property
     def kin(self) -> Kin:
         """What it has in common with the runs of other seeds."""
-        return self.role, self.name, self.method
+        return self.role, self.name, self.method, self.trial
 
     @property
     def folder(self) -> str:
         """Where it lies below the experiment's folder."""
-        middle = f"teachers/{self.name}" if self.role == "teacher" else f"students/{self.name}/{self.method}"
-        return f"{middle}/seed-{self.seed}"
+        if self.role == "teacher":
+            return f"teachers/{self.name}/seed-{self.seed}"
+        if self.trial is not None:
+            return f"tuning/{self.name}/{self.method}/trial-{self.trial}"
+        return f"students/{self.name}/{self.method}/seed-{self.seed}"
 
     def without_files(self) -> Run:
         """The run with a model that starts from no file's weights and from none that are downloaded."""
@@ -89,6 +96,8 @@ class Run:
         }
         if self.weights_hash is not None:
             return what | {"weights": self.weights_hash}
+        if self.trial is not None:
+            what["scored_on"] = "validation"
         return what | {
             "seed": self.seed,
             "initial_weights": _file_hash(self.model.initial_weights),
@@ -252,22 +261,16 @@ def _teacher_run(
     data: dict[str, Any],
     known: dict[tuple[str, int], Run],
 ) -> Run:
-    sources = teacher.sources
-    method = (
-        config.method(teacher.method, ("teachers", name, "method")).towards(sources)
-        if teacher.method
-        else config.methods[ALONE]
-    )
     return _run(
         config,
         teacher,
-        method,
+        config.teaching(teacher, ("teachers", name, "method")),
         role="teacher",
         name=name,
         method=teacher.method,
         seed=seed,
         data=_as_teachers_see(data),
-        teachers={source: _serving(source, seed, known) for source in sources},
+        teachers={source: _serving(source, seed, known) for source in teacher.sources},
         weights=teacher.weights,
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
@@ -291,7 +294,7 @@ def _run(
         role=role,
         name=name,
         model=model.model,
-        training=config.training_of(model).model_copy(update=mix.training),
+        training=config.training_of(model, mix),
         losses=mix.losses,
         loss_paths=mix.paths,
         stages=mix.stages,

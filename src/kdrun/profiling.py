@@ -407,7 +407,7 @@ def _teacher(run: Run, plan: Plan, store: Store, dataset: Dataset, device: torch
         return from_file(run, dataset.spec, device)
     result = store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
     if result is not None:
-        return frozen(run, result, dataset.spec, device)
+        return frozen(run, result, dataset, device)
     network = finished_network(run, dataset.spec, device)
     return Frozen(network.model, network.view, device)
 

@@ -29,6 +29,8 @@ MAX_DEPTH = 50
 MAX_NODES = 50_000
 """Keys and values in one config, aliases counted as often as they are used."""
 MAX_DIGITS = 400
+LINE = 110
+"""Characters of a line that is written, about."""
 EXCERPT = 120
 """Characters of a line that are shown below a problem."""
 
@@ -224,6 +226,36 @@ class Loader(
     @staticmethod
     def _error(event: Any, words: str, hint: str = "") -> yaml.MarkedYAMLError:
         return yaml.MarkedYAMLError(None, None, words, event.start_mark, hint)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's writer for what the ``Loader`` reads: what fits on a line is on one, and nothing is an alias."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """The tag that a node would be read with."""
+        return Loader.resolve(self, kind, value, implicit)  # type: ignore[arg-type]
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Everything is written out, also what stands twice."""
+        return True
+
+    def represent(self, data: Any) -> None:
+        """Write a document; its top is never on one line."""
+        node: Any = self.represent_data(data)
+        node.flow_style = False
+        self.serialize(node)
+
+    def represent_data(self, data: Any) -> Any:
+        """A node of data, whole on its line where that is short."""
+        node: Any = super().represent_data(data)
+        if isinstance(data, dict | list):
+            node.flow_style = len(str(data)) <= LINE
+        return node
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as YAML that reads back as the same."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=LINE, allow_unicode=True)
 
 
 def _translate(error: yaml.MarkedYAMLError) -> Fault:

@@ -4,11 +4,12 @@ import kdrun.data
 import kdrun.losses
 import kdrun.models  # noqa: F401 (importing the families registers their components)
 from kdrun.config.mixes import Method, published_methods
-from kdrun.config.parts import Experiment, MethodConfig, StudentConfig, TeacherConfig
+from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.reading import Config, json_schema, read, validate
 
 __all__ = [
     "Config",
+    "ControlConfig",
     "Experiment",
     "Method",
     "MethodConfig",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kdrun import errors, registry
-from kdrun.config.mixes import Method, expanded_method, published_methods
+from kdrun.config.mixes import Method, control_method, expanded_method, published_methods
 from kdrun.config.parts import Experiment, MethodConfig, TeacherConfig
+from kdrun.config.spaces import tuning_problems
 from kdrun.contracts import JointLoss, LossConfig
 from kdrun.controls import CONTROLS, MATCHED, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
@@ -29,11 +30,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _teacher_problems(experiment)
-    for name in (SHUFFLED, MATCHED):
-        if name in experiment.controlled_by and not experiment.teachers:
-            yield Problem(
-                ("controls",), f"'{name}' needs a teacher and the config has none", "add `teacher:`"
-            )
+    yield from _control_problems(experiment)
     for number, method in enumerate(experiment.methods):
         path: errors.Path = ("methods", number)
         yield from _unknown_teachers(method.teacher, path, experiment.teachers)
@@ -106,10 +103,31 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     yield from _stage_problems(expanded, method, path)
     yield from _export_problems(expanded, path)
     for student in experiment.students.values():
-        training = merged(experiment.training, student.training).model_copy(update=expanded.training)
-        yield from _training_problems(expanded, method, path, training)
+        of_student = merged(experiment.training, student.training)
+        yield from _training_problems(expanded, method, path, merged(of_student, method.training))
+        yield from tuning_problems(method, path, of_student, teachers)
     if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+
+
+def _control_problems(experiment: Experiment) -> Iterable[Problem]:
+    teachers = list(experiment.teachers)
+    listed = experiment.controls if isinstance(experiment.controls, list) else []
+    for number, control in enumerate(listed):
+        if control.name in [other.name for other in listed[:number]]:
+            yield Problem(("controls", number), f"a second control '{control.name}'", "keep one")
+    for name, control in experiment.controlled_by.items():
+        path = experiment.control_path(name)
+        if name in (SHUFFLED, MATCHED) and not teachers:
+            yield Problem(path, f"'{name}' needs a teacher and the config has none", "add `teacher:`")
+            continue
+        try:
+            control_method(control, path, teachers)
+        except ConfigError as error:
+            yield from error.problems
+            continue
+        for student in experiment.students.values():
+            yield from tuning_problems(control, path, merged(experiment.training, student.training), teachers)
 
 
 def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -> Iterable[Problem]:
@@ -245,7 +263,7 @@ def _distilled_problems(
         expanded = expanded_method(method, path, list(experiment.teachers)).towards(teacher.sources)
     except ConfigError:
         return  # said of the method itself
-    training = merged(experiment.training, teacher.training)
+    training = merged(merged(experiment.training, teacher.training), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
     for loss in expanded.losses:
         found += _combination_problems(loss, path)

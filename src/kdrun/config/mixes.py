@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from kdrun import errors, registry
-from kdrun.config.parts import AnyLoss, MethodConfig
+from kdrun.config.parts import AnyLoss, ControlConfig, MethodConfig
 from kdrun.config.translation import translated
 from kdrun.contracts import JointLoss, LossConfig, Published
-from kdrun.controls import MATCHED, SHUFFLED, SMOOTHED
+from kdrun.controls import ALONE, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
-from kdrun.optimization import Stage
-
-SMOOTHING = 0.1
-"""Of the control's labels."""
+from kdrun.optimization import Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,10 @@ class Method:
     paths: tuple[errors.Path, ...]
     stages: tuple[Stage, ...] = ()
     momentum_gap: float | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Recipe | None = None
     """what it changes of a student's training"""
+    tuning_trials: int | None = None
+    """how many trials chose its values"""
     matches_cost: bool = False
     """whether it trains for as long as costs what the dearest of the other methods costs"""
 
@@ -51,19 +49,26 @@ def published_methods() -> dict[str, Published]:
     return dict(sorted(mixes.items()))
 
 
-def control_method(name: str, teachers: list[str]) -> Method:
+def control_method(control: ControlConfig, path: errors.Path, teachers: list[str]) -> Method:
     """A control; shuffled, the teachers are all there are, together."""
-    if name == SHUFFLED:
-        plain = expanded_method(MethodConfig(name=name, use="kd", teacher=teachers), ("controls",), teachers)
-        shuffled = [
-            loss.model_copy(update={"shuffle_teacher": True}) if loss.teachers else loss
-            for loss in plain.losses
-        ]
-        return replace(plain, losses=tuple(shuffled))
-    ce = registry.LOSSES["ce"].Config(
-        kind="ce", **({"label_smoothing": SMOOTHING} if name == SMOOTHED else {})
+    written = MethodConfig(
+        name=control.name,
+        use=MIXES[control.name],
+        set=control.set,
+        teacher=teachers if control.name == SHUFFLED else None,
+        training=control.training,
+        tuning_trials=control.tuning_trials,
     )
-    return Method(name, (ce,), (("controls",),), matches_cost=name == MATCHED)
+    method = expanded_method(written, path, teachers)
+    shuffled = [
+        loss.model_copy(update={"shuffle_teacher": True}) if loss.teachers else loss for loss in method.losses
+    ]
+    return replace(method, losses=tuple(shuffled), matches_cost=control.name == MATCHED)
+
+
+def supervised() -> Method:
+    """What a teacher is trained with that learns from labels alone."""
+    return control_method(ControlConfig(name=ALONE), (), [])
 
 
 def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:
@@ -74,9 +79,9 @@ def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]
     else:
         assert method.use is not None
         terms = copy.deepcopy(published_methods()[method.use].losses)
-        problems = [p for key, value in method.set.items() if (p := _apply(terms, key, value, path))]
+        problems = [p for key, value in method.set.items() if (p := applied(terms, key, value))]
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError([replace(p, path=(*path, "set", *p.path)) for p in problems])
         try:
             losses = TypeAdapter(list[AnyLoss]).validate_python(terms)
         except ValidationError as error:
@@ -85,14 +90,14 @@ def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]
     stages = method.stages
     if stages is None and method.use is not None:
         stages = _renamed(published_methods()[method.use], [loss.label for loss in losses])
-    changed = {key: getattr(method, key) for key in ("mixup", "cutmix") if getattr(method, key) is not None}
     return Method(
         method.name,
         tuple(_completed(loss, method, teachers) for loss in losses),
         paths,
         tuple(stages or ()),
         method.momentum_gap,
-        changed,
+        method.training,
+        method.tuning_trials,
     )
 
 
@@ -128,23 +133,23 @@ def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> L
     return loss.model_copy(update=changes)
 
 
-def _apply(terms: list[dict[str, Any]], key: str, value: Any, path: errors.Path) -> Problem | None:
-    """Set one ``term.key`` of a published mix, in place; the problem, if it cannot be."""
+def applied(terms: list[dict[str, Any]], key: str, value: Any) -> Problem | None:
+    """Set one ``term.key`` of a mix, in place; the problem, at the key, if it cannot be."""
     name, _, rest = key.partition(".")
     labels = {term.get("name", term["kind"]): term for term in terms}
     how = "write TERM.KEY, for instance kd.temperature"
     if name not in labels:
         hint = f"{did_you_mean(name, labels)}; {how}"
-        return Problem((*path, "set", key), f"'{name}' is no term of this mix", hint, True)
+        return Problem((key,), f"'{name}' is no term of this mix", hint, True)
     if not rest:
-        return Problem((*path, "set", key), f"'{name}' is a term, and none of its keys is named", how, True)
+        return Problem((key,), f"'{name}' is a term, and none of its keys is named", how, True)
     target = labels[name]
     *parents, last = rest.split(".")
     for parent in parents:
         inner = target.setdefault(parent, {})
         if not isinstance(inner, dict):
             return Problem(
-                (*path, "set", key),
+                (key,),
                 f"'{parent}' of '{name}' has no keys",
                 f"write it whole: {name}.{parent}",
                 True,

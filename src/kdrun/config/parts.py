@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic import BeforeValidator, Discriminator, Field, GetCoreSchemaHandler, Tag, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from kdrun import registry
+from kdrun import errors, registry
 from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
 from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
-from kdrun.optimization import Stage, Training
+from kdrun.optimization import Recipe, Stage, Training
 from kdrun.schema import Schema, as_list, kind_alone
 
 
@@ -83,6 +83,55 @@ class StudentConfig(Schema):
     """the input that it sees"""
 
 
+class Range(Schema):
+    """The values between two ends, both included."""
+
+    low: float
+    """the least value"""
+    high: float
+    """the largest value"""
+    log: bool = False
+    """whether it is drawn on a logarithmic scale"""
+    whole: bool = False
+    """whether only whole numbers are meant"""
+
+    @model_validator(mode="after")
+    def _ends_fit(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low: {self.low:g} is not less than high: {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic scale starts above 0, and low is {self.low:g}")
+        return self
+
+
+Space = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[list[Any], Field(min_length=2), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "range"),
+]
+"""What `kdrun tune` may choose from: a range, or a list of values."""
+Spaces = Annotated[dict[str, Space], Field(min_length=1)]
+
+
+class ControlConfig(Schema):
+    """A control, perhaps with values of its own; its name alone will do."""
+
+    name: Control
+    """alone, label-smoothing, shuffled-teacher or matched-cost"""
+    set: dict[str, Any] = {}
+    """changes of its mix, by term and key: `{ce.label_smoothing: 0.05}`"""
+    training: Recipe | None = None
+    """what differs from the students' `training`: how they learn, not for how long"""
+    tune: Spaces | None = None
+    """what `kdrun tune` chooses, and from which values; as in a method"""
+    tuning_trials: int | None = Field(default=None, ge=1)
+    """how many trials chose its values, for the table; `kdrun tune` writes it"""
+
+
+AnyControl = Annotated[
+    ControlConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
+]
+
+
 class MethodConfig(Schema):
     """What the students are trained with: a published mix by name, perhaps changed, or a mix of losses."""
 
@@ -104,10 +153,12 @@ class MethodConfig(Schema):
     """the last epoch of all terms that look at a teacher and do not say"""
     momentum_gap: float | None = Field(default=None, gt=0, lt=1)
     """how much larger the momentum of the teachers' terms is than SGD's, and smaller that of the others (DOT: 0.075)"""
-    mixup: float | None = Field(default=None, ge=0)
-    """mixup of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
-    cutmix: float | None = Field(default=None, ge=0)
-    """cutmix of this method's students; the training's where nothing is said. Teachers see the mixed samples, too"""
+    training: Recipe | None = None
+    """what differs from the students' `training`: how they learn, not for how long"""
+    tune: Spaces | None = None
+    """what `kdrun tune` chooses, and from which values: `{kd.temperature: {low: 1, high: 20}, kd.weight: [0.5, 1]}`"""
+    tuning_trials: int | None = Field(default=None, ge=1)
+    """how many trials chose its values, for the table; `kdrun tune` writes it"""
 
 
 class Experiment(Schema):
@@ -131,13 +182,23 @@ class Experiment(Schema):
     """the students by name"""
     methods: list[MethodConfig] = []
     """what the students are trained with; the controls are added by themselves"""
-    controls: Literal["default", "none", "all"] | list[Control] = "default"
+    controls: Literal["default", "none", "all"] | list[AnyControl] = "default"
     """what stands beside the methods: default is alone and label-smoothing, none is alone, or a list"""
 
+    def control_path(self, name: str) -> errors.Path:
+        """Where a control stands in the config."""
+        listed: list[str] = [c.name for c in self.controls] if isinstance(self.controls, list) else []
+        return ("controls", listed.index(name)) if name in listed else ("controls",)
+
     @property
-    def controlled_by(self) -> list[str]:
+    def controlled_by(self) -> dict[str, ControlConfig]:
         """The controls by name, ``alone`` first; those that need a teacher where there is one, or they are named."""
         if isinstance(self.controls, list):
-            return list(dict.fromkeys([ALONE, *self.controls]))
+            named: dict[str, ControlConfig] = {control.name: control for control in self.controls}
+            return {ALONE: ControlConfig(name=ALONE)} | named
         names = {"none": [ALONE], "default": [ALONE, SMOOTHED], "all": list(CONTROLS)}[self.controls]
-        return [name for name in names if self.teachers or name not in (SHUFFLED, MATCHED)]
+        return {
+            name: ControlConfig.model_validate({"name": name})
+            for name in names
+            if self.teachers or name not in (SHUFFLED, MATCHED)
+        }

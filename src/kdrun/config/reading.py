@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
-from kdrun.config.mixes import Method, control_method, expanded_method, published_methods
+from kdrun.config.mixes import Method, control_method, expanded_method, published_methods, supervised
 from kdrun.config.parts import AnyDataset, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.translation import translated
 from kdrun.contracts import Mask
+from kdrun.controls import CONTROLS
 from kdrun.errors import ConfigError, Problem
 from kdrun.optimization import Training, merged
 from kdrun.yamlsource import Source, default_name
@@ -35,7 +36,10 @@ class Config:
     def methods(self) -> dict[str, Method]:
         """The controls and the methods, in their order, with published mixes written out."""
         teachers = list(self.experiment.teachers)
-        controls = {name: control_method(name, teachers) for name in self.experiment.controlled_by}
+        controls = {
+            name: control_method(control, self.experiment.control_path(name), teachers)
+            for name, control in self.experiment.controlled_by.items()
+        }
         written = {
             method.name: expanded_method(method, ("methods", number), teachers)
             for number, method in enumerate(self.experiment.methods)
@@ -48,9 +52,15 @@ class Config:
             return self.methods[name]
         return expanded_method(MethodConfig(name=name, use=name), path, list(self.experiment.teachers))
 
-    def training_of(self, model: TeacherConfig | StudentConfig) -> Training:
-        """A model's own training."""
-        return merged(self.experiment.training, model.training)
+    def teaching(self, teacher: TeacherConfig, path: errors.Path) -> Method:
+        """What a teacher is trained with: the labels, or the method by which others teach it."""
+        if teacher.method is None:
+            return supervised()
+        return self.method(teacher.method, path).towards(teacher.sources)
+
+    def training_of(self, model: TeacherConfig | StudentConfig, method: Method) -> Training:
+        """A model's own training by a method."""
+        return merged(merged(self.experiment.training, model.training), method.training)
 
     def error(self, problems: Iterable[Problem]) -> ConfigError:
         """These problems with their places."""
@@ -168,6 +178,9 @@ def json_schema() -> dict[str, Any]:
     method, methods = schema["$defs"]["MethodConfig"], schema["properties"]["methods"]
     method["anyOf"] = [{"required": method.pop("required")}, {"required": ["use"]}]
     methods["items"] = {"anyOf": [{"enum": sorted(published_methods())}, methods["items"]]}
+    for form in schema["properties"]["controls"]["anyOf"]:
+        if "items" in form:
+            form["items"] = {"anyOf": [{"enum": list(CONTROLS)}, form["items"]]}
     return schema
 
 

@@ -76,6 +76,7 @@ class SoftTargets(LogitLoss):
             losses=[{"kind": "ce", "weight": 0.1}, {"kind": "kd", "weight": 0.9, "temperature": 4}],
             source="Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015; weights for CIFAR-100: "
             f"{CRD}",
+            tune={"kd.temperature": {"low": 1, "high": 20, "log": True}},
         ),
         "logit-standardization": Published(
             losses=[
@@ -83,6 +84,7 @@ class SoftTargets(LogitLoss):
                 {"kind": "kd", "weight": 9, "temperature": 2, "logit_standardization": True},
             ],
             source="Sun et al., Logit Standardization in Knowledge Distillation, 2024",
+            tune={"kd.weight": [3, 6, 9, 12, 15], "kd.temperature": [2, 3]},
         ),
         "deit-soft": Published(
             losses=[
@@ -103,7 +105,7 @@ class SoftTargets(LogitLoss):
         "function-matching": Published(
             losses=[{"kind": "kd", "weight": 1, "temperature": 1}],
             source="Beyer et al., Knowledge Distillation: A Good Teacher Is Patient and Consistent, 2022; no "
-            "labels, and teacher and student see the same mixed pictures: set the method's `mixup` to 1",
+            "labels, and teacher and student see the same mixed pictures: write `training: {mixup: 1}` in the method",
         ),
     }
 
@@ -237,6 +239,7 @@ class DecoupledKD(LogitLoss):
             losses=[{"kind": "ce", "weight": 1}, {"kind": "dkd", "weight": 1, "schedule": WARM_UP}],
             source="Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, 2022, for resnet32x4 to "
             "resnet8x4 on CIFAR-100, warm-up of 20 of 240 epochs",
+            tune={"dkd.beta": {"low": 1, "high": 10}},
         )
     }
 

@@ -129,6 +129,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
     return {
         "score": f"{' or '.join(dict.fromkeys(row['metric'] for row in compared['rows']))} on the test set, which is "
         "scored once, by the weights that the protocol's selection chose; mean ± standard deviation over n seeds",
+        "trials": "of `kdrun tune`, on the validation share, that chose the row's values; none where it says nothing",
         "gain": "over alone, with the interval of a paired t-test over seeds; with one seed of McNemar's exact test, "
         "which covers the noise of the test samples only",
         "p, verdict": "two-sided, adjusted for all methods of one student (Holm), at 5 %",

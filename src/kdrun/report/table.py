@@ -156,6 +156,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "experiment": lambda row: row["experiment"],
     "teacher": lambda row: row["teacher"] or "",
     "n": lambda row: str(len(row["values"] or [])),
+    "trials": lambda row: str(row["tuning_trials"] or ""),
     "score %": _score,
     "gain": lambda row: _percent(row["gain"], sign="+"),
     f"gain, {CONFIDENCE}": lambda row: interval(row["gain_interval"], "+") if row["gain_interval"] else "",
@@ -184,7 +185,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 MAIN = {
-    "role", "model", "experiment", "teacher", "n", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict",
+    "role", "model", "experiment", "teacher", "n", "trials", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict",
     "seeds needed", "gap closed %", "params", "ms p50 / p95", "protocol",
 }  # fmt: skip
 """The columns that a terminal and a page have room for."""
@@ -223,6 +224,23 @@ def pair_cells(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             pair["verdict"],
         ]
         for pair in pairs
+    ]
+    return head, lines
+
+
+def tuning_cells(chosen: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What a tuning chose of every method, as text."""
+    head = ["student", "method", "as it is", "best", "trial", "values"]
+    lines = [
+        [
+            one["model"],
+            one["method"],
+            _percent(one["as_configured"]) or "stopped",
+            _percent(one["score"]) or "stopped",
+            str(one["trial"]),
+            ", ".join(f"{key}: {value}" for key, value in one["values"].items()) or "as it is",
+        ]
+        for one in chosen
     ]
     return head, lines
 

@@ -27,12 +27,29 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         name = f"{f'{experiment}/' * (len(experiments) > 1)}{student}: " if several else ""
         of_student = [p for p in pairs if (p["experiment"], p["model"]) == (experiment, student)]
         alone = next((row["mean"] for row in _of(rows, experiment, student) if row["method"] == ALONE), None)
-        said += [name + sentence for sentence in [*_of_student(own, alone, of_student), *_incomplete(own)]]
+        budgets = _budgets(_of(rows, experiment, student))
+        sentences = [*_of_student(own, alone, of_student), *budgets, *_incomplete(own)]
+        said += [name + sentence for sentence in sentences]
     return [*said, *_of_teachers(rows)]
 
 
 def _of(rows: Sequence[Row], experiment: str, student: str) -> list[Row]:
     return [row for row in rows if (row["experiment"], row["model"]) == (experiment, student)]
+
+
+def _budgets(rows: Sequence[Row]) -> Iterable[str]:
+    """How many trials chose the values of each row, where some were chosen so, and whose budget is not alone's."""
+    by_trials: dict[int, list[str]] = {}
+    for row in rows:
+        by_trials.setdefault(row["tuning_trials"] or 0, []).append(row["method"])
+    for trials, names in by_trials.items():
+        if trials:
+            yield f"tuned by {_counted(trials, 'trial')} each, on validation data: {listed(names)}"
+    of_alone = next((trials for trials, names in by_trials.items() if ALONE in names), 0)
+    if less := [name for trials, names in by_trials.items() if trials < of_alone for name in names]:
+        yield f"not tuned, or less than alone beside which they stand: {listed(less)}"
+    if more := [name for trials, names in by_trials.items() if trials > of_alone for name in names]:
+        yield f"tuned more than alone, so that a gain may be the tuning's: {listed(more)}"
 
 
 def _incomplete(rows: Sequence[Row]) -> Iterable[str]:

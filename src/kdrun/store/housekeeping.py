@@ -69,11 +69,13 @@ def entries(store: Store) -> list[Entry]:
 
 
 def _referenced(store: Store) -> set[str]:
-    """The fingerprints that some config's ``resolved.json`` asks for."""
-    wanted: set[str] = set()
-    for path in store.root.glob("*/resolved.json"):
-        wanted |= {run["fingerprint"] for run in read_json(path)["runs"]}
-    return wanted
+    """The fingerprints that some config's ``resolved.json``, or its tuning, asks for."""
+    return {
+        run["fingerprint"]
+        for name in ("resolved.json", "tuning.json")
+        for path in store.root.glob(f"*/{name}")
+        for run in read_json(path)["runs"]
+    }
 
 
 def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:

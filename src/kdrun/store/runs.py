@@ -88,18 +88,21 @@ class Workplace:
     def finish(
         self,
         manifest: dict[str, Any],
-        weights: dict[str, np.ndarray],
-        predictions: dict[str, np.ndarray],
+        weights: dict[str, np.ndarray] | None,
+        predictions: dict[str, np.ndarray] | None,
         metrics: list[dict[str, Any]],
     ) -> Result:
-        """Write the files and the index entry, then the manifest that makes them count."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **predictions)  # type: ignore[arg-type]  # any of the names could be an option's
-        contents = {
-            "weights.safetensors": safetensors.numpy.save(weights),
-            "predictions.npz": buffer.getvalue(),
-            "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics).encode(),
-        }
+        """Write the files and the index entry, then the manifest that makes them count.
+
+        Of a run of which only the scores are wanted, weights and predictions are not kept.
+        """
+        contents = {"metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics).encode()}
+        if weights is not None:
+            contents["weights.safetensors"] = safetensors.numpy.save(weights)
+        if predictions is not None:
+            buffer = io.BytesIO()
+            np.savez(buffer, **predictions)  # type: ignore[arg-type]  # any of the names could be an option's
+            contents["predictions.npz"] = buffer.getvalue()
         for name, data in contents.items():
             write_bytes(self.folder / name, data)
         manifest = {
@@ -162,6 +165,15 @@ class Store:
         )
         return Result(folder, manifest) if whole else None
 
+    def failure(self, fingerprint: str, folder: str) -> dict[str, Any] | None:
+        """Why the last attempt at a run stopped, in the ``folder`` where it would lie or beside another run's."""
+        for place in (folder, f"{folder}-{fingerprint[:8]}"):
+            begun, failure = (self.root / place / name for name in ("begun.json", "failure.json"))
+            if begun.is_file() and failure.is_file() and read_json(begun)["fingerprint"] == fingerprint:
+                why: dict[str, Any] = read_json(failure)
+                return why
+        return None
+
     def workplace(self, folder: str, fingerprint: str, inputs: dict[str, Any]) -> tuple[Workplace, str]:
         """Where a run is to be made, and what it differs in from what already lies there ('' if nothing).
 
@@ -182,5 +194,5 @@ class Store:
 
     def folders(self) -> Iterator[Path]:
         """Every run's folder, finished or not."""
-        for name in ("teachers/*", "students/*/*"):
-            yield from sorted(p for p in self.root.glob(f"*/{name}/seed-*") if p.is_dir())
+        for name in ("teachers/*/seed-*", "students/*/*/seed-*", "tuning/*/*/trial-*"):
+            yield from sorted(p for p in self.root.glob(f"*/{name}") if p.is_dir())

@@ -1,0 +1,116 @@
+"""What can be tuned of a method: the values that are tried, and putting them in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from kdrun import errors, registry
+from kdrun.config.mixes import Method, applied, control_method, expanded_method, published_methods
+from kdrun.config.parts import ControlConfig, MethodConfig, Range, Space
+from kdrun.config.translation import translated
+from kdrun.controls import MIXES
+from kdrun.errors import ConfigError, Problem
+from kdrun.optimization import Training
+
+LEARNING_RATE = "training.optimizer.lr"
+FACTOR, WEIGHT_FACTOR = 4.0, 10.0
+"""How far around its own value a learning rate or a smoothing, and a weight, are tried where no range is given."""
+
+Entry = MethodConfig | ControlConfig
+OneEntry = TypeVar("OneEntry", MethodConfig, ControlConfig)
+
+
+def spaces_of(entry: Entry, method: Method, training: Training) -> dict[str, Space]:
+    """What is tuned of a method, written out as ``method`` and trained by ``training``: what it says itself.
+
+    Where it says nothing: the learning rate, the smoothing of labels, the weight of each term that looks at a teacher
+    beside other terms, and what the authors of the mix that it uses tried.
+    """
+    if entry.tune is not None:
+        return dict(entry.tune)
+    spaces: dict[str, Space] = {LEARNING_RATE: _around(training.optimizer.lr, FACTOR)}
+    published = published_methods().get(_mix(entry) or "")
+    labels = [loss.label for loss in method.losses]
+    if published is not None:  # `set` calls the terms as they were published
+        labels = [term.get("name", term["kind"]) for term in published.losses]
+    for label, loss in zip(labels, method.losses, strict=True):
+        if smoothing := getattr(loss, "label_smoothing", None):
+            spaces[f"{label}.label_smoothing"] = _around(smoothing, FACTOR)
+        if len(labels) > 1 and registry.LOSSES[loss.kind].needs_teacher and loss.weight:
+            spaces[f"{label}.weight"] = _around(loss.weight, WEIGHT_FACTOR)
+    if published is not None:
+        spaces |= TypeAdapter(dict[str, Space]).validate_python(published.tune)
+    return spaces
+
+
+def _mix(entry: Entry) -> str | None:
+    return entry.use if isinstance(entry, MethodConfig) else MIXES[entry.name]
+
+
+def _around(value: float, factor: float) -> Range:
+    return Range(low=rounded(value / factor), high=rounded(value * factor), log=True)
+
+
+def rounded(value: float) -> float:
+    """To three digits: what a config can be read with."""
+    return float(f"{value:.3g}")
+
+
+def ends(space: Space) -> list[Any]:
+    """The values of a space of which each has to be possible: both ends of a range, all of a list."""
+    if isinstance(space, Range):
+        return [int(end) if space.whole else end for end in (space.low, space.high)]
+    return space
+
+
+def with_values(entry: OneEntry, values: Mapping[str, Any], training: Training) -> OneEntry:
+    """The method with values in place, by key: ``kd.temperature``, or ``training.optimizer.lr``.
+
+    Parts of the training that it had nothing of are of the kind that they are of in ``training``. Raises
+    ``ConfigError`` where a term, a key or a value is none; the problems are at ``("tune", key)``.
+    """
+    written = entry.model_dump(mode="json", exclude_unset=True, exclude={"tune"}, by_alias=True)
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        if first == "training":
+            _put(written.setdefault("training", {}), rest.split("."), value, training)
+        elif written.get("losses"):
+            if problem := applied(written["losses"], key, value):
+                raise ConfigError([Problem(("tune", key), problem.message, problem.hint, True)])
+        else:
+            written["set"] = written.get("set", {}) | {key: value}
+    try:
+        return type(entry).model_validate(written)
+    except ValidationError as error:
+        [problem, *_] = translated(error, written, type(entry))
+        raise ConfigError([Problem(("tune", *values), problem.message, problem.hint)]) from None
+
+
+def _put(node: dict[str, Any], keys: list[str], value: Any, around: Any) -> None:
+    """Set a value below a part of a training, in place."""
+    *parents, last = keys
+    for parent in parents:
+        around = getattr(around, parent, None)
+        kind = getattr(around, "kind", None)
+        node = node.setdefault(parent, {} if kind is None else {"kind": kind})
+    node[last] = value
+
+
+def tuning_problems(
+    entry: Entry, path: errors.Path, training: Training, teachers: list[str]
+) -> Iterable[Problem]:
+    """Every value that ``tune`` names and that the method cannot have."""
+    for key, space in (entry.tune or {}).items():
+        for value in ends(space):
+            try:
+                if isinstance(entry, ControlConfig):
+                    control_method(with_values(entry, {key: value}, training), path, teachers)
+                else:
+                    expanded_method(with_values(entry, {key: value}, training), path, teachers)
+            except ConfigError as error:
+                [problem, *_] = error.problems
+                yield Problem((*path, "tune", key), problem.message, problem.hint, problem.on_key)
+                break

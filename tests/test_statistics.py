@@ -246,6 +246,41 @@ def test_swapping_predictions_is_mcnemars_test_for_accuracy():
     assert found.p_value == pytest.approx(exact.p_value, abs=0.04)
 
 
+@pytest.mark.parametrize("metric", scores.METRICS)
+def test_swapped_predictions_score_what_they_say(metric, monkeypatch):
+    labels, said = predictions(4, samples=60)
+    swaps = []
+
+    class Noted:
+        def __init__(self, draw):
+            self.draw = draw
+
+        def __getattr__(self, name):
+            return getattr(self.draw, name)
+
+        def integers(self, *arguments, **options):
+            swaps.append(self.draw.integers(*arguments, **options))
+            return swaps[-1]
+
+    resamples, original = Resamples(labels, metric), np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Noted(original(seed)))
+    differences = resamples._swapped(said[0], said[1])
+    differs = said[0] != said[1]
+    for swap, difference in zip(swaps[0][:20], differences[:20], strict=True):
+        swapped = np.zeros(len(labels), bool)
+        swapped[differs] = swap
+        both = np.where(swapped, said[1], said[0]), np.where(swapped, said[0], said[1])
+        one, other = (scores.score(metric, predicted, labels) for predicted in both)
+        assert difference == pytest.approx(one - other)
+    assert not swaps[0][0].any() and swaps[0][1:].any()
+
+
+def test_two_runs_that_say_the_same_differ_by_nothing():
+    labels, said = predictions(5)
+    found = Resamples(labels, "macro-f1").difference(said[0], said[0])
+    assert (found.mean, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
 def test_swapping_predictions_raises_as_many_false_alarms_as_it_says():
     alarms = 0
     for seed in range(30):

@@ -97,7 +97,6 @@ class Material:
         path = self.store.root / self.resolved["name"] / "costs.json"
         self.costs = read_json(path)["models"] if path.is_file() else {}
         self._predicted: dict[tuple[str, ...], np.ndarray] = {}
-        self._resampled: dict[str, np.ndarray] = {}
 
     @property
     def metric(self) -> str:
@@ -147,12 +146,6 @@ class Material:
     def resamples(self) -> Resamples:
         """Resamples of the test set, the same ones for all runs."""
         return Resamples(self.labels, self.metric)
-
-    def resampled(self, fingerprint: str) -> np.ndarray:
-        """A run's scores on the resamples."""
-        if fingerprint not in self._resampled:
-            self._resampled[fingerprint] = self.resamples.scores(self.predicted(fingerprint))
-        return self._resampled[fingerprint]
 
 
 def materials(store: Store, names: Iterable[str]) -> list[Material]:
@@ -450,7 +443,9 @@ def _resampled(
 ) -> inference.Interval:
     """The interval of a difference from resamples of seeds and test samples together."""
     pairs = _shared(part, runs, others)
-    first, second = ([part.resampled(run) for run in of] for of in zip(*pairs, strict=True))
+    first, second = (
+        [part.resamples.scores(part.predicted(run)) for run in of] for of in zip(*pairs, strict=True)
+    )
     return part.resamples.interval(first, second)
 
 

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdrun.statistics.inference import LEVEL, Difference, Interval
-from kdrun.statistics.scores import METRICS, Labels, accuracy, counted
+from kdrun.statistics.scores import METRICS, Counts, Labels, accuracy
 
 RESAMPLES = 2000
+BLOCKS = 20
+"""Of resamples that are counted at once: so many that they take little memory."""
 
 
 class Resamples:
@@ -27,13 +29,27 @@ class Resamples:
         for times in self._times:
             times[:] = np.bincount(draw.integers(size, size=size), minlength=size)
         self._seed = seed
+        self._scores: dict[int, NDArray[np.float64]] = {}
 
     def scores(self, predicted: Labels) -> NDArray[np.float64]:
-        """The metric of one run's predictions (N,) on every resample of the test set."""
-        if self._metric is accuracy:  # the same, ten times as fast
-            right = self._times[:, predicted == self._labels]
-            return right.sum(axis=1, dtype=np.int64) / len(self._labels)
-        return np.array([self._score(predicted, times) for times in self._times])
+        """The metric of one run's predictions (N,) on every resample of the test set; reckoned once."""
+        known = hash(predicted.tobytes())
+        if known not in self._scores:
+            self._scores[known] = self._reckoned(predicted)
+        return self._scores[known]
+
+    def _reckoned(self, predicted: Labels) -> NDArray[np.float64]:
+        right = predicted == self._labels
+        if self._metric is accuracy:  # the same, several times as fast
+            return self._times[:, right].sum(axis=1, dtype=np.int64) / len(self._labels)
+        classes = int(max(predicted.max(), self._labels.max())) + 1
+        one = np.eye(classes, dtype=np.float32)
+        is_of, taken_for = one[self._labels], one[predicted]
+        parts = np.hstack([is_of, is_of * right[:, None], taken_for])
+        counts = np.vstack(
+            [block.astype(np.float32) @ parts for block in np.array_split(self._times, BLOCKS)]
+        )
+        return self._metric(Counts(*np.hsplit(counts.astype(np.float64), 3)))
 
     def interval(
         self, first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]]
@@ -50,17 +66,39 @@ class Resamples:
         """Two single runs' difference in any metric: its interval over resamples of the test set, and its p-value.
 
         The p-value is that of swapping the two predictions of each sample by chance; for accuracy it is McNemar's.
+        The interval does not come from it: close to the level one may say what the other does not.
         """
-        found = self._score(first) - self._score(second)
-        draw, swapped = np.random.default_rng((self._seed, 1)), []
-        for _ in range(RESAMPLES):
-            swap = draw.random(len(first)) < 0.5
-            swapped.append(
-                self._score(np.where(swap, second, first)) - self._score(np.where(swap, first, second))
-            )
-        as_far = int((np.abs(swapped) >= abs(found) - 1e-12).sum())
+        swapped = self._swapped(first, second)
+        found = float(swapped[0])
+        as_far = int((np.abs(swapped[1:]) >= abs(found) - 1e-12).sum())
         interval = self.interval([self.scores(first)], [self.scores(second)])
         return Difference(found, interval, (1 + as_far) / (1 + RESAMPLES), None, 1)
 
-    def _score(self, predicted: Labels, times: NDArray[np.uint8] | None = None) -> float:
-        return self._metric(counted(predicted, self._labels, times))
+    def _swapped(self, first: Labels, second: Labels) -> NDArray[np.float64]:
+        """The difference as it is, and where chance has swapped predictions (1 + R,).
+
+        A swap moves counts from one run to the other, and none where both say the same.
+        """
+        differs = first != second
+        classes = int(max(first.max(), second.max(), self._labels.max())) + 1
+        ours, theirs, labels = first[differs], second[differs], self._labels[differs]
+        swaps = np.random.default_rng((self._seed, 1)).integers(
+            2, size=(1 + RESAMPLES, len(labels)), dtype=np.uint8
+        )
+        swaps[0] = 0
+        rows, one = np.arange(len(labels)), np.eye(classes, dtype=np.float32)
+        right = np.zeros((len(labels), classes), np.float32)
+        right[rows, labels] = (theirs == labels).astype(np.float32) - (ours == labels)
+        moved = swaps.astype(np.float32) @ np.hstack([right, one[theirs] - one[ours]])
+        found, taken = np.hsplit(moved.astype(np.float64), 2)
+        labelled = np.bincount(self._labels, minlength=classes).astype(np.float64)
+        scores = []
+        for predicted, sign in ((first, 1), (second, -1)):
+            own = np.bincount(self._labels[predicted == self._labels], minlength=classes)
+            said = np.bincount(predicted, minlength=classes)
+            scores.append(
+                self._metric(
+                    Counts(np.broadcast_to(labelled, found.shape), own + sign * found, said + sign * taken)
+                )
+            )
+        return np.asarray(scores[0] - scores[1])

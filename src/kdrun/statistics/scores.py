@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
-Counts = NDArray[np.float64]
-"""(C, C): how often a sample of a class (row) is predicted as a class (column)."""
+Shares = NDArray[np.float64]
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:
@@ -21,41 +20,54 @@ def log_probabilities(logits: Logits) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def counted(predicted: Labels, labels: Labels, times: NDArray[np.integer] | None = None) -> Counts:
-    """How often samples of each class (row) are predicted as each class (column); each counts ``times``, or once."""
+class Counts(NamedTuple):
+    """Of each class (…, C): how many samples it has, how many of them are found, and how many are taken for it."""
+
+    labelled: NDArray[np.float64]
+    found: NDArray[np.float64]
+    taken: NDArray[np.float64]
+
+
+def counted(predicted: Labels, labels: Labels) -> Counts:
+    """The counts of predicted classes (N,)."""
     classes = int(max(predicted.max(), labels.max())) + 1
-    places = labels.astype(np.int64) * classes + predicted
-    return np.bincount(places, times, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+    parts = (labels, labels[predicted == labels], predicted)
+    return Counts(*(np.bincount(part, minlength=classes).astype(np.float64) for part in parts))
 
 
-def accuracy(counts: Counts) -> float:
+def accuracy(counts: Counts) -> Shares:
     """Share of samples whose largest logit is the label's (the first one, where several are equal)."""
-    return float(np.trace(counts) / counts.sum())
+    return np.asarray(counts.found.sum(axis=-1) / counts.labelled.sum(axis=-1))
 
 
-def balanced_accuracy(counts: Counts) -> float:
+def balanced_accuracy(counts: Counts) -> Shares:
     """Mean over the classes that occur of the share of their samples that are found."""
-    occur = counts.sum(axis=1)
-    return float((np.diag(counts)[occur > 0] / occur[occur > 0]).mean())
+    return _mean_share(counts.found, counts.labelled)
 
 
-def macro_f1(counts: Counts) -> float:
+def macro_f1(counts: Counts) -> Shares:
     """Mean of F1 over the classes that occur among labels or predictions; 0 for one never found."""
-    both = counts.sum(axis=0) + counts.sum(axis=1)
-    return float((2 * np.diag(counts)[both > 0] / both[both > 0]).mean())
+    return _mean_share(2 * counts.found, counts.labelled + counts.taken)
 
 
-METRICS: dict[str, Callable[[Counts], float]] = {
+def _mean_share(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> Shares:
+    """The mean of parts / wholes, both (…, C), over the classes of which there is a whole."""
+    there = wholes > 0
+    shares = np.divide(parts, wholes, out=np.zeros_like(parts), where=there)
+    return np.asarray(shares.sum(axis=-1) / there.sum(axis=-1))
+
+
+METRICS: dict[str, Callable[[Counts], Shares]] = {
     "accuracy": accuracy,
     "balanced-accuracy": balanced_accuracy,
     "macro-f1": macro_f1,
 }
-"""What a data set may be scored by, each from the counts of labels and predictions."""
+"""What a data set may be scored by, each from the counts of labels and predictions; one score for each row of them."""
 
 
 def score(metric: str, predicted: Labels, labels: Labels) -> float:
     """A metric of predicted classes (N,)."""
-    return METRICS[metric](counted(predicted, labels))
+    return float(METRICS[metric](counted(predicted, labels)))
 
 
 def top5(logits: Logits, labels: Labels) -> float:
@@ -135,7 +147,7 @@ def all_scores(logits: Logits, labels: Labels, temperature: float | None = None)
     if not np.isfinite(logits).all():
         raise ValueError("some logits are not finite")
     counts = counted(logits.argmax(axis=1), labels)
-    scores = {name: metric(counts) for name, metric in METRICS.items()}
+    scores = {name: float(metric(counts)) for name, metric in METRICS.items()}
     scores |= {
         "nll": nll(logits, labels),
         "brier": brier(logits, labels),

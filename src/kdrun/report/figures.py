@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e3e3e3",
     "legend.frameon": False,
     "figure.facecolor": "none",
@@ -76,15 +77,52 @@ def short(name: str, most: int = 20) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
-def new(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches, and its axes row by row; nothing global is touched."""
+class Margins(NamedTuple):
+    """Around the axes of a figure, in inches; reckoned, since to measure every text takes half of the drawing."""
+
+    left: float = 0.65
+    bottom: float = 0.5
+    right: float = 0.15
+    top: float = 0.12
+
+
+def new(
+    width: float, height: float, margins: Margins, columns: int = 1, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure whose axes take so many inches within their margins, and the axes row by row.
+
+    Several axes share their scales. Nothing global is touched.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    whole = width + margins.left + margins.right, height + margins.bottom + margins.top
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+        figure = Figure(figsize=whole)
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    figure.subplots_adjust(
+        left=margins.left / whole[0],
+        bottom=margins.bottom / whole[1],
+        right=1 - margins.right / whole[0],
+        top=1 - margins.top / whole[1],
+        wspace=0.16,
+        hspace=0.24,
+    )
     return figure, [one for line in axes for one in line]
+
+
+def inches(texts: Iterable[str], size: float) -> float:
+    """About how wide the longest of some texts is, in letters of so many points."""
+    return max((0.6 * size / 72 * len(text) for text in texts), default=0.0)
+
+
+def _legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """A legend right of the axes, for which `_beside` leaves room."""
+    figure.legend(handles, texts, loc="center right", fontsize=7, frameon=False, borderaxespad=0.2)
+
+
+def _beside(texts: Iterable[str]) -> float:
+    return 0.55 + inches(texts, 7)
 
 
 # --------------------------------------------------------------------------------- accuracy against cost
@@ -108,7 +146,8 @@ def _tradeoff(
 ) -> Plot:
     from matplotlib.ticker import NullFormatter
 
-    figure, [axes] = new(6.4, max(4.2, 0.6 + 0.19 * len(rows)))
+    names = [short(label(row), 28) for row in rows]
+    figure, [axes] = new(4.4, max(3.6, 0.16 * len(rows)), Margins(right=_beside(names)))
     look = looks(every)
     for row, place in zip(rows, _side_by_side(costs), strict=True):
         own, middle, reach = look[key(row)], 100 * row["mean"], _reach(row)
@@ -121,7 +160,6 @@ def _tradeoff(
             capsize=2,
             lw=1,
             ms=5,
-            label=short(label(row), 28),
         )
     front = pareto([(cost, row["mean"]) for row, cost in zip(rows, costs, strict=True)])
     at, heights = [costs[one] for one in front], [100 * rows[one]["mean"] for one in front]
@@ -131,12 +169,12 @@ def _tradeoff(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(title)
     axes.set_ylabel(f"{rows[0]['metric']} in %")
-    figure.legend(loc="outside right center", fontsize=7, frameon=False)
-    names = ", ".join(label(rows[one]) for one in front)
+    _legend(figure, axes.containers, names)
+    best = ", ".join(label(rows[one]) for one in front)
     return Plot(
         name,
         f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean, and what costs the same "
-        f"stands side by side. On the dashed Pareto front, where nothing is better at that cost: {names}.",
+        f"stands side by side. On the dashed Pareto front, where nothing is better at that cost: {best}.",
         figure,
     )
 
@@ -179,14 +217,15 @@ def gains(rows: Sequence[Row]) -> Iterator[Plot]:
     shown = [row for row in rows if row["gain"] is not None]
     if not shown:
         return
-    figure, [axes] = new(6.4, 1.0 + 0.28 * len(shown))
+    names = [short(label(row), 30) for row in reversed(shown)]
+    figure, [axes] = new(4.4, 0.28 * len(shown) + 0.3, Margins(left=0.2 + inches(names, 9)))
     for place, row in enumerate(reversed(shown)):
         low, high = (100 * end for end in row["gain_interval"])
         tone = {"better": COLOURS[2], "worse": COLOURS[1]}.get(row["verdict"] or "", COLOURS[7])
         axes.plot([low, high], [place, place], color=tone, lw=2, solid_capstyle="round")
         axes.plot(100 * row["gain"], place, "x" if row["role"] == "control" else "o", color=tone)
     axes.axvline(0, color="#444444", lw=0.8)
-    axes.set_yticks(range(len(shown)), [short(label(row), 30) for row in reversed(shown)])
+    axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlabel("gain over alone in points")
     told = "Gain over alone with its 95% interval; green is better, orange worse, grey neither or a control."
@@ -204,16 +243,17 @@ def curves(
 
     if not found:
         return
-    figure, [axes] = new(6.4, max(3.8, 0.6 + 0.19 * len(found)))
+    names = [short(method, 28) for method, _ in found]
+    figure, [axes] = new(4.4, max(3.2, 0.16 * len(found)), Margins(right=_beside(names)))
     for method, values in found:
         epochs, own = np.arange(1, values.shape[1] + 1), look[method]
         middle, ends = values.mean(axis=0), (values.min(axis=0), values.max(axis=0))
-        axes.plot(epochs, middle, own.line, color=own.colour, lw=1.4, label=short(method, 28))
+        axes.plot(epochs, middle, own.line, color=own.colour, lw=1.4)
         axes.fill_between(epochs, *ends, color=own.colour, alpha=0.18, lw=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(what)
-    figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    _legend(figure, axes.lines, names)
     told = f"{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most"
     yield Plot(name, f"{title}{told}; without matched-cost, which takes other epochs.", figure)
 
@@ -223,22 +263,18 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
     shown = dict(list(found.items())[:MOST_PANELS])
     if not any(len(by_epoch) > 1 for of_method in shown.values() for by_epoch in of_method.values()):
         return  # a single epoch is no curve; the log has it
-    figure, panels = _panels(shown)
     terms = list(dict.fromkeys(term for of_method in shown.values() for term in of_method))
+    figure, panels = _panels(shown, right=_beside(map(short, terms)))
+    drawn: dict[str, Any] = {}
     for axes, (label_, of_method) in zip(panels, shown.items(), strict=False):
         for term, by_epoch in of_method.items():
             at = terms.index(term)
             heights = [100 * share for share in by_epoch.values()]
             tone, line = COLOURS[at % len(COLOURS)], f"o{LINES[at // len(COLOURS) % 4]}"
-            axes.plot(list(by_epoch), heights, line, ms=3, lw=1.2, color=tone, label=short(term))
+            drawn[term], *_ = axes.plot(list(by_epoch), heights, line, ms=3, lw=1.2, color=tone)
         axes.set_title(short(label_, 22), fontsize=8)
         axes.set_ylim(-3, 103)
-    handles = {
-        text: handle
-        for axes in panels
-        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside right center", fontsize=8, frameon=False)
+    _legend(figure, list(drawn.values()), [short(term) for term in drawn])
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("share in %", fontsize=9)
     yield Plot(
@@ -249,13 +285,15 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
     )
 
 
-def _panels(shown: Mapping[str, Any]) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each label."""
+def _panels(shown: Mapping[str, Any], right: float = 0.15) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each label, on scales that all share."""
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure, panels = new(1.9 * columns + 0.4, 2.0 * rows, columns, rows)
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
+    margins = Margins(left=0.8, bottom=0.6, right=right, top=0.3)
+    figure, panels = new(1.6 * columns, 1.7 * rows, margins, columns, rows)
+    for number, axes in enumerate(panels):
+        axes.set_visible(number < len(shown))
+        axes.tick_params(labelbottom=number + columns >= len(shown))
     return figure, panels
 
 
@@ -306,7 +344,9 @@ class Matrix(NamedTuple):
 
     def draw(self) -> Figure:
         """The figure."""
-        figure, [axes] = new(1.8 + 0.42 * len(self.columns), 1.2 + 0.32 * len(self.rows))
+        below, beside = map(short, self.columns), map(short, self.rows)
+        margins = Margins(0.2 + inches(beside, 9), 0.25 + 0.72 * inches(below, 9), top=0.12)
+        figure, [axes] = new(0.42 * len(self.columns), 0.3 * len(self.rows), margins)
         low, high = self.ends
         axes.imshow(self.values, cmap=self.colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         axes.grid(visible=False)

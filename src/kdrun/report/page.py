@@ -116,7 +116,7 @@ def svg(plot: Plot) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    with rc_context(STYLE | {"svg.hashsalt": plot.name}):
+    with rc_context(STYLE | {"svg.hashsalt": plot.name, "image.composite_image": False}):
         canvas = FigureCanvasSVG(plot.figure)  # `savefig` would draw everything twice
         canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -264,10 +264,27 @@ def test_text_stands_out_from_its_ground(browser, told, scheme):
     assert (paper.mean() < 0.5) == (scheme == "dark")
 
 
+PAPER = 1031
+"""Pixels of A4 across, within the margins that the page asks for."""
+
+
 def test_it_prints_on_paper(browser, told):
     opened(browser, told / "runs/told/report.html", 1280)
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
-    assert len(printed["data"]) > 10_000
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": PAPER, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        script = "return [...document.querySelectorAll('.wide')].map(e => [e.scrollWidth, e.clientWidth])"
+        for wanted, there in browser.execute_script(script):
+            assert wanted <= there, "cut off at the edge of the paper"
+        height = browser.execute_script("return document.querySelector('details pre').offsetHeight")
+        assert height > 100, "the config is folded away"
+        printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
+        assert len(printed["data"]) > 10_000
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_a_method_looks_alike_in_every_figure_and_like_no_other():

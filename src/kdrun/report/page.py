@@ -37,6 +37,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print { body { max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
   .wide { overflow: visible; } table { font-size: 0.62rem; } th, td { padding: 0.15rem 0.35rem; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .more { display: none; } h2, h3 { break-after: avoid; } .plots { grid-template-columns: 1fr 1fr; } }
 """
 

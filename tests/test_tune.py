@@ -1,6 +1,7 @@
 """Tuning: equal budgets, the validation share only, the same again, and a config of what was chosen."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from kdrun import compare, config
 from kdrun.config.spaces import ends, spaces_of, with_values
 from kdrun.controls import CONTROLS
 from kdrun.data.base import SampleSet
-from kdrun.errors import ConfigError, Interrupted, UsageError
+from kdrun.errors import ConfigError, Interrupted
 from kdrun.interrupts import Stop
 from kdrun.report.words import remarks
 from kdrun.store import Store
@@ -130,10 +131,10 @@ def test_the_best_is_the_highest_and_of_equal_ones_the_first():
     assert search.best.number == 2
 
 
-def test_a_method_of_which_every_trial_stops_stays_as_it_is():
+def test_where_every_trial_stops_there_is_no_best():
     search = Search("student", checked(BASE).experiment.methods[0], {})
     search.ask(0), search.ask(1)
-    assert (search.best.number, search.best.score) == (0, None)
+    assert search.best is None
 
 
 def test_teachers_stay_as_they_are_whatever_a_trial_changes(tmp_path):
@@ -180,6 +181,7 @@ def test_a_tuning_that_was_interrupted_comes_to_the_same(tuned, tmp_path, monkey
     with pytest.raises(Interrupted):
         tune(begun, 5)
     monkeypatch.setattr(type(begun), "lock_step", original)
+    assert not [entry for entry in disposable(entries(Store(tmp_path))) if entry.state == "finished"]
     again = tune(experiment(BASE, tmp_path), 5)
     assert [trials_of(again, method) for method in ENTRIES] == [trials_of(told, method) for method in ENTRIES]
 
@@ -386,6 +388,11 @@ def test_values_in_place_of_parts_that_are_missing_are_of_the_trainings_kind():
         ("{use: kd, tune: {kd.weight: [1]}}", "write 2 or more"),
         ("{use: kd, tune: {}}", "write 1 or more"),
         ("{use: kd, training: {epochs: 3}}", "unknown key"),
+        ("{use: kd, tune: {training: [1, 2]}}", "none of the training's keys is named"),
+        ("{use: kd, tune: {kd.teacher: [teacher, nosuch]}}", "tune.kd.teacher: there is no teacher 'nosuch'"),
+        ("{use: kd, tune: {kd.first_epoch: [1, 20]}}", "tune.kd.first_epoch: 'kd' counts in none of the 2 epochs"),
+        ("{use: kd, tune: {training.mixup: [0.0, 0.5]}, set: {ce.mask: labelled}}", "the samples are mixed of two"),
+        ("{use: kd, tune: {kd.weight: {low: 0.5, high: 2, whole: true}}}", "ends in whole numbers"),
         ("{use: kd, tuning_trials: 0}", "at least 1"),
     ],
 )  # fmt: skip
@@ -403,10 +410,93 @@ def test_a_method_that_cannot_be_tuned_so_is_told(method, said):
         ("[{name: alone, tune: {ce.label_smoothing: [0, 2]}}]", "2 is out of range"),
         ("[alnoe]", "alone"),
         ("[{nme: alone}]", "did you mean 'name'"),
+        ("[{name: alone, set: {ce.kind: kd}}]", "its terms stay, with weights above 0"),
+        ("[{name: alone, set: {ce.weight: 0}}]", "its terms stay, with weights above 0"),
+        ("[{name: alone, set: {ce.first_epoch: 20}}]", "counts in none of the 2 epochs"),
+        ("[{name: alone, set: {ce.mask: teacher-correct}}]", "looks at no teacher"),
     ],
 )
 def test_a_control_that_cannot_be_is_told(controls, said):
     assert said in problems(f"{BASE}\ncontrols: {controls}")
+
+
+def test_a_wrong_control_is_told_with_everything_else():
+    text = f"{BASE}\ncontrols: [{{name: alone, set: {{ce.wieght: 2}}}}]"
+    assert {"devce", "ce.wieght"} <= set(re.findall(r"[\w.]+", problems(text.replace("device", "devce"))))
+
+
+def test_a_term_whose_name_has_dots_can_be_tuned():
+    text = BASE.replace("{kind: ce, weight: 0.5}", "{kind: kd, name: soft.er}")
+    found = spaces(text, "mine")
+    assert list(found) == ["training.optimizer.lr", "soft.er.weight", "hint.weight"]
+    changed = with_values(checked(text).experiment.methods[1], {"soft.er.weight": 3.0}, None)
+    assert changed.losses[0].weight == 3.0
+
+
+def test_smoothing_is_tried_below_one():
+    text = BASE.replace("{kind: ce, weight: 0.5}", "{kind: ce, label_smoothing: 0.6}")
+    assert spaces(text, "mine")["ce.label_smoothing"].high < 1
+
+
+def test_values_that_do_not_go_together_are_a_trial_without_a_score(tmp_path):
+    text = BASE.replace("kind: adamw, lr: 2e-3", "kind: sgd, lr: 0.01").split("  - name: mine")[0]
+    both = "tune: {training.optimizer.nesterov: [true, false], training.optimizer.momentum: [0.0, 0.9]}"
+    told = tune(experiment(text.replace("  - kd\n", f"  - {{use: kd, {both}}}\n"), tmp_path), 9)
+    impossible = {"training.optimizer.nesterov": True, "training.optimizer.momentum": 0.0}
+    found = [(values == impossible, score is None) for values, score in trials_of(told, "kd")]
+    assert (True, True) in found and all(first == second for first, second in found)
+
+
+def test_a_method_that_always_stops_has_no_tuned_twin(tmp_path):
+    text = BASE.replace("  - kd\n", "  - {use: kd, training: {optimizer: {kind: sgd, lr: 1e30}}}\n")
+    told = tune(experiment(text.split("  - name: mine")[0], tmp_path), 2)
+    assert told["chosen"][-1] | {"spaces": {}} == {
+        "model": "student", "method": "kd", "spaces": {}, "as_configured": None, "trial": None, "score": None,
+        "values": {},
+    }  # fmt: skip
+    [method] = config.read(Path(told["configs"][0])).experiment.methods
+    assert (method.name, method.tuning_trials) == ("kd", None)
+
+
+def test_a_method_of_which_nothing_better_was_found_stands_once(tmp_path):
+    told = tune(experiment(BASE, tmp_path), 1)
+    methods = config.read(Path(told["configs"][0])).experiment.methods
+    assert [(method.name, method.tuning_trials) for method in methods] == [("kd", 1), ("mine", 1)]
+
+
+def test_what_is_null_stays_null(tmp_path):
+    text = BASE.replace("epochs: 2,", "epochs: 2, clip: 0.01,").replace(
+        "  - kd\n", "  - {use: kd, training: {clip: null}, tune: {training.ema: [null, 0.5]}}\n"
+    )
+    told = tune(experiment(text.split("  - name: mine")[0], tmp_path), 4)
+    read = config.read(Path(told["configs"][0]))
+    for name in set(read.methods) - {*CONTROLS}:
+        assert read.training_of(read.experiment.students["student"], read.methods[name]).clip is None
+
+
+def test_a_shorter_tuning_leaves_the_longer_ones_trials(tmp_path):
+    text = BASE.split("  - name: mine")[0]
+    tune(experiment(text, tmp_path), 4)
+    tune(experiment(text, tmp_path), 2)
+    assert not [entry for entry in disposable(entries(Store(tmp_path))) if "tuning" in entry.folder.parts]
+    tune(experiment(text.replace("  - kd", "  - {use: kd, tune: {kd.weight: [1, 2]}}"), tmp_path), 2)
+    gone = {entry.folder.parent.name for entry in disposable(entries(Store(tmp_path)))}
+    assert "kd" in gone, "of other spaces"
+
+
+def test_teachers_of_the_trials_seed_are_kept_by_clean(tmp_path, monkeypatch):
+    text = BASE.split("  - name: mine")[0].replace("hidden: [24]}}", "hidden: [24]}, seeds: each}")
+    told = tune(experiment(text, tmp_path), 1)
+    assert (tmp_path / f"base/teachers/teacher/seed-{told['seed']}/result.json").is_file()
+    assert not [entry for entry in disposable(entries(Store(tmp_path))) if entry.state == "finished"]
+
+
+def test_a_name_that_grows_too_long_is_told_first(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"'x*-tuned', as it would be called when tuned, is longer than 100"
+    ):
+        tune(experiment(BASE, tmp_path, f"methods.mine.name={'x' * 97}"), 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_validation_share_nothing_is_tuned(tmp_path):
@@ -416,7 +506,7 @@ def test_without_a_validation_share_nothing_is_tuned(tmp_path):
 
 
 def test_a_name_that_is_taken_is_told(tmp_path):
-    with pytest.raises(UsageError, match="'kd' when tuned would be 'kd-tuned'"):
+    with pytest.raises(ConfigError, match=r"methods\.kd\.name: 'kd' when tuned would be 'kd-tuned'"):
         tune(experiment(BASE, tmp_path, "methods.mine.name=kd-tuned"), 2)
 
 

@@ -490,7 +490,8 @@ def _print_table(title: str, head: list[str], lines: list[list[str]], keys: int)
     for columns in _pieces(widths, keys, console.width):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for number in columns:
-            table.add_column(head[number], justify="left" if number <= keys else "right", overflow="fold")
+            left = number <= keys or head[number] == "values"
+            table.add_column(head[number], justify="left" if left else "right", overflow="fold")
         for line in lines:
             table.add_row(*(line[number] for number in columns))
         console.print(table)

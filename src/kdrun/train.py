@@ -100,7 +100,9 @@ def _told(students: Sequence[Student]) -> str:
     for student in students[:4]:
         terms = student.metrics[-1]["terms"].values() if student.metrics else []
         loss = sum(term["value"] * term["weight"] for term in terms if term["value"] is not None)
-        words.append(f"{student.title.split('/')[-2]} {loss:.4f}" if "/" in student.title else f"{loss:.4f}")
+        *_, name, which = ["", *student.title.split("/")]
+        shown = f"{name}, {which}" if which.startswith("trial") else name
+        words.append(f"{shown} {loss:.4f}".strip())
     return "; loss: " + ", ".join(words) + (", …" if len(students) > 4 else "") if words else ""
 
 

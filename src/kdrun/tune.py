@@ -11,28 +11,35 @@ import optuna
 
 from kdrun import config as configs
 from kdrun import rehearsal
-from kdrun.config import Config, ControlConfig, MethodConfig
-from kdrun.config.spaces import Range, Space, rounded, spaces_of, with_values
-from kdrun.errors import Problem, UsageError
+from kdrun.config import Config, ControlConfig
+from kdrun.config.checks import entry_problems
+from kdrun.config.spaces import Entry, Range, Space, rounded, spaces_of, with_values
+from kdrun.errors import ConfigError, Problem
+from kdrun.errors import Path as Path_
 from kdrun.experiment import Experiment
+from kdrun.optimization import Training
 from kdrun.plan import Plan, Run, plan
 from kdrun.randomness import derive
 from kdrun.split import together
-from kdrun.store import write_json
+from kdrun.store import read_json, write_json
 from kdrun.store.files import write_text
 from kdrun.yamlsource import Source, as_yaml
 
 AT_ONCE = 10
 """Trials of a method that are drawn before the first of them is scored, and so can train in lock step."""
 
+MOST_LETTERS = 100
+"""Of a name, which is a folder's."""
+
 Values = dict[str, Any]
 
 
 @dataclass
 class Trial:
-    """A set of values, the run that tries them, and how that does on the validation samples; None if it stopped.
+    """A set of values, the run that tries them, and how that does on the validation samples.
 
-    The first trial of a method is the method as the config has it.
+    The first trial of a method is the method as the config has it. There is no run where values that can each be had
+    by itself cannot be had together, and no score where a run stopped at a loss that is not finite.
     """
 
     number: int
@@ -47,7 +54,7 @@ class Search:
     """What is tried of one method of one student: the same every time, as far as scores are the same."""
 
     student: str
-    entry: MethodConfig | ControlConfig
+    entry: Entry
     spaces: dict[str, Space]
     trials: list[Trial] = field(default_factory=list)
 
@@ -58,9 +65,10 @@ class Search:
         self._open: dict[int, optuna.Trial] = {}
 
     @property
-    def best(self) -> Trial:
-        """The trial with the highest score, of equal ones the first."""
-        return max(self.trials, key=lambda trial: -1.0 if trial.score is None else trial.score)
+    def best(self) -> Trial | None:
+        """The trial with the highest score, of equal ones the first; None where all of them stopped."""
+        scored = [trial for trial in self.trials if trial.score is not None]
+        return max(scored, key=lambda trial: trial.score or 0.0, default=None)
 
     def ask(self, number: int) -> Trial:
         """A further trial."""
@@ -72,7 +80,7 @@ class Search:
         return trial
 
     def learn(self) -> None:
-        """Take in the scores that have come: the worst there is for a trial that stopped."""
+        """Take in the scores that have come: the worst there is for a trial that has none."""
         for number, asked in self._open.items():
             self._study.tell(asked, self.trials[number].score or 0.0)
         self._open.clear()
@@ -106,9 +114,13 @@ class Tuning:
         asked = self.config.experiment
         for student in asked.students:
             for entry in _entries(asked):
-                method = self.config.methods[entry.name]
-                training = self.config.training_of(asked.students[student], method)
-                yield Search(student, entry, spaces_of(entry, method, training))
+                spaces = spaces_of(entry, self.config.methods[entry.name], self.training(student, entry))
+                yield Search(student, entry, spaces)
+
+    def training(self, student: str, entry: Entry) -> Training:
+        """A student's training by a method as it is."""
+        model = self.config.experiment.students[student]
+        return self.config.training_of(model, self.config.methods[entry.name])
 
     def rehearse(self) -> None:
         """Try every value of every list once, before anything is trained; raises ``ConfigError``."""
@@ -126,29 +138,50 @@ class Tuning:
         Those that stopped once at a loss that is not finite are not tried again.
         """
         for number in numbers:
-            asked = {(search.student, search.entry.name): search.ask(number) for search in self.searches}
-            for student in self.config.experiment.students:
-                values = {name: trial.values for (of, name), trial in asked.items() if of == student}
-                for run in self.runs(student, values, number):
-                    assert run.method is not None
-                    asked[student, run.method].run = run
-        runs = [trial.run for search in self.searches for trial in search.trials if trial.run is not None]
+            self.draw(number)
+        self.write_trials()
+        drawn = [search.trials[number] for search in self.searches for number in numbers]
+        runs = [trial.run for trial in drawn if trial.run is not None]
         stopped = self.stopped(runs)
-        todo = [run for run in runs if run.fingerprint not in stopped]
-        self.experiment.carry_out(Plan(self.config, [*self.teachers.values(), *todo]))
+        todo = [
+            run for run in runs if run.fingerprint not in stopped and self.experiment.finished(run) is None
+        ]
+        if todo:
+            self.experiment.carry_out(Plan(self.config, [*self.teachers.values(), *todo]))
         stopped |= self.stopped(todo)
         if any(self.experiment.finished(run) is None and run.fingerprint not in stopped for run in todo):
             raise together(self.experiment.failures)
         self.experiment.failures.clear()
+        for trial in drawn:
+            self.score(trial)
         for search in self.searches:
-            for number in numbers:
-                self.score(search.trials[number])
             search.learn()
+        self.write_trials()
+
+    def draw(self, number: int) -> None:
+        """Draw a trial of every method, and make the runs of those whose values go together."""
+        for student in self.config.experiment.students:
+            own = {search.entry.name: search for search in self.searches if search.student == student}
+            drawn = {name: search.ask(number) for name, search in own.items()}
+            possible = {
+                name: trial.values for name, trial in drawn.items() if self.possible(own[name], trial)
+            }
+            for run in self.runs(student, possible, number):
+                if run.method in possible:
+                    drawn[run.method].run = run
+
+    def possible(self, search: Search, trial: Trial) -> bool:
+        """Whether a method can have the values of a trial together."""
+        path = _path(self.config.experiment, search.entry)
+        try:
+            changed = with_values(search.entry, trial.values, self.training(search.student, search.entry))
+            return not list(entry_problems(changed, path, self.config.experiment))
+        except ConfigError:
+            return False
 
     def score(self, trial: Trial) -> None:
         """Note how a trial came out."""
-        assert trial.run is not None
-        if (result := self.experiment.finished(trial.run)) is not None:
+        if trial.run is not None and (result := self.experiment.finished(trial.run)) is not None:
             trial.score = result.manifest["scores"][self.config.experiment.dataset.metric]
             trial.seconds = result.manifest["train_seconds"]
 
@@ -179,9 +212,8 @@ class Tuning:
         asked = self.config.experiment
         model = asked.students[student]
 
-        def changed(entry: Any) -> Any:
-            training = self.config.training_of(model, self.config.methods[entry.name])
-            return with_values(entry, values.get(entry.name, {}), training)
+        def changed(entry: Entry) -> Entry:
+            return with_values(entry, values.get(entry.name, {}), self.training(student, entry))
 
         controls = [changed(control) for control in asked.controlled_by.values()]
         methods = [changed(method) for method in asked.methods]
@@ -214,30 +246,51 @@ class Tuning:
             ],
         }
 
-    def write(self, student: str) -> Path:
-        """Write a student's config with the chosen values: tuned controls, and each method as it was and tuned."""
-        asked, searches = self.config.experiment, [s for s in self.searches if s.student == student]
-        budget = {"tuning_trials": len(searches[0].trials)}
-        chosen = self.with_values(student, {search.entry.name: search.best.values for search in searches})
-        tuned = {method.name: method.model_copy(update=budget) for method in chosen.methods}
-        update = {
-            "name": tuned_name(self.name) + (f"-{student}" if len(asked.students) > 1 else ""),
-            "controls": [entry.model_copy(update=budget) for entry in chosen.controlled_by.values()],
-            "methods": [
-                version
-                for method in asked.methods
-                for version in (
-                    method.model_copy(update={"tune": None}),
-                    tuned[method.name].model_copy(update={"name": tuned_name(method.name)}),
-                )
-            ],
-        }
-        data = chosen.model_copy(update=update).model_dump(
-            mode="json", exclude_unset=True, exclude_none=True, by_alias=True
+    def write_trials(self) -> None:
+        """Write ``tuning.json``, which keeps what it names from being cleaned away.
+
+        The trials of a longer tuning of the same spaces stay named: it may go on.
+        """
+        path, told = self.experiment.store.root / self.name / "tuning.json", self.told()
+        before = read_json(path) if path.is_file() else {}
+        same = before.get("chosen") is not None and list(map(_spaces, before["chosen"])) == list(
+            map(_spaces, told["chosen"])
         )
+        runs = [*self.teachers.values(), *(t.run for s in self.searches for t in s.trials if t.run)]
+        known = dict.fromkeys([run.fingerprint for run in runs] + (before["fingerprints"] if same else []))
+        write_json(path, told | {"fingerprints": list(known)})
+
+    def write(self, student: str) -> Path:
+        """Write a student's config with the chosen values: tuned controls, and each method as it was and tuned.
+
+        A method of which nothing better was found stands there once, with its budget; one that always stopped without.
+        """
+        asked = self.config.experiment
+        best = {search.entry.name: search.best for search in self.searches if search.student == student}
+        budget = {"tuning_trials": len(self.searches[0].trials)}
+        chosen = self.with_values(student, {name: trial.values for name, trial in best.items() if trial})
+        changed = {entry.name: entry for entry in _entries(chosen)}
+        methods: list[Entry] = []
+        for method in asked.methods:
+            trial, tuned = best[method.name], changed[method.name]
+            methods += [method.model_copy(update=budget if trial and not trial.number else {})]
+            if trial and trial.number:
+                methods += [tuned.model_copy(update=budget | {"name": tuned_name(method.name)})]
+        controls = [
+            changed[name].model_copy(update=budget if best[name] else {}) for name in asked.controlled_by
+        ]
+        name = tuned_name(self.name) + (f"-{student}" if len(asked.students) > 1 else "")
+        tuned_experiment = chosen.model_copy(update={"name": name, "methods": methods, "controls": controls})
+        untold = {part: {"__all__": {"tune"}} for part in ("methods", "controls")}
+        data = tuned_experiment.model_dump(mode="json", exclude_unset=True, by_alias=True, exclude=untold)
         text = HEAD.format(trials=budget["tuning_trials"], seed=self.seed) + as_yaml(data)
-        configs.validate(Source.parse(text, str(update["name"])))
-        path = self.experiment.store.root / self.name / f"{update['name']}.yaml"
+        again = configs.validate(Source.parse(text, name))
+        both = Config(tuned_experiment, self.config.source), again
+        written, meant = (
+            [run.fingerprint for run in plan(one, self.experiment.dataset).runs] for one in both
+        )
+        assert written == meant, "what is written is not what was tried"
+        path = self.experiment.store.root / self.name / f"{name}.yaml"
         write_text(path, text)
         return path
 
@@ -248,24 +301,37 @@ HEAD = """\
 """
 
 
-def _entries(asked: configs.Experiment) -> list[MethodConfig | ControlConfig]:
+def _entries(asked: configs.Experiment) -> list[Entry]:
     """All that is tuned: the controls and the methods."""
     return [*asked.controlled_by.values(), *asked.methods]
+
+
+def _path(asked: configs.Experiment, entry: Entry) -> Path_:
+    """Where a method or a control stands in the config."""
+    if isinstance(entry, ControlConfig):
+        return asked.control_path(entry.name)
+    return "methods", [method.name for method in asked.methods].index(entry.name)
 
 
 def _chosen(search: Search) -> dict[str, Any]:
     spaces = {
         key: space.model_dump() if isinstance(space, Range) else space for key, space in search.spaces.items()
     }
+    best = search.best
     return {
         "model": search.student,
         "method": search.entry.name,
         "spaces": spaces,
         "as_configured": search.trials[0].score,
-        "trial": search.best.number,
-        "score": search.best.score,
-        "values": search.best.values,
+        "trial": best and best.number,
+        "score": best and best.score,
+        "values": best.values if best else {},
     }
+
+
+def _spaces(chosen: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a method's trials are drawn from."""
+    return chosen["model"], chosen["method"], chosen["spaces"]
 
 
 def tuned_name(name: str) -> str:
@@ -277,22 +343,36 @@ def tune(experiment: Experiment, trials: int) -> dict[str, Any]:
     """Try every method so often and write what came out: ``tuning.json``, and a config for each student.
 
     What is finished is not trained again, so a tuning goes on where it stopped, and one with more trials where that
-    with fewer ended. Raises ``UsageError``, ``ConfigError`` and what training raises, but for trials that stop at a
-    loss that is not finite.
+    with fewer ended. Raises ``ConfigError`` and what training raises, but for trials that stop at a loss that is not
+    finite.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = experiment.config
-    if config.experiment.dataset.validation == 0:
-        hint = "add `validation: 0.2` to the data set; the test set is not for choosing"
-        raise config.error([Problem(("dataset",), "tuning needs a validation share", hint)])
-    names = [method.name for method in config.experiment.methods]
-    for name in names:
-        if tuned_name(name) in names:
-            raise UsageError(f"'{name}' when tuned would be '{tuned_name(name)}', another method; rename one")
+    if problems := list(_problems(experiment.config)):
+        raise experiment.config.error(problems)
     tuning = Tuning(experiment)
     tuning.rehearse()
     for first in range(0, trials, AT_ONCE):
         tuning.round(range(first, min(first + AT_ONCE, trials)))
-        write_json(experiment.store.root / config.experiment.name / "tuning.json", tuning.told())
-    written = [str(tuning.write(student)) for student in config.experiment.students]
+    written = [str(tuning.write(student)) for student in experiment.config.experiment.students]
     return tuning.told() | {"configs": written}
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    """Why a config cannot be tuned that can be compared."""
+    asked = config.experiment
+    if asked.dataset.validation == 0:
+        hint = "add `validation: 0.2` to the data set; the test set is not for choosing"
+        yield Problem(("dataset",), "tuning needs a validation share", hint)
+    names = [method.name for method in asked.methods]
+    paths: dict[Path_, str] = {("methods", number, "name"): name for number, name in enumerate(names)}
+    for path, name in {("name",): asked.name, **paths}.items():
+        tuned = tuned_name(name)
+        if path == ("name",) and len(asked.students) > 1:
+            tuned += f"-{max(asked.students, key=len)}"
+        if tuned in names and path != ("name",):
+            yield Problem(
+                path, f"'{name}' when tuned would be '{tuned}', another method", "take one of them out"
+            )
+        if len(tuned) > MOST_LETTERS:
+            words = f"'{tuned}', as it would be called when tuned, is longer than {MOST_LETTERS} letters"
+            yield Problem(path, words, "write a shorter name")

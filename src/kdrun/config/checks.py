@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kdrun import errors, registry
-from kdrun.config.mixes import Method, control_method, expanded_method, published_methods
-from kdrun.config.parts import Experiment, MethodConfig, TeacherConfig
-from kdrun.config.spaces import tuning_problems
+from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
+from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, TeacherConfig
+from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import JointLoss, LossConfig
-from kdrun.controls import CONTROLS, MATCHED, SHUFFLED
+from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.optimization import Sgd, Training, merged, stage_at
 from kdrun.schema import as_list
@@ -30,12 +30,47 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _teacher_problems(experiment)
-    yield from _control_problems(experiment)
+    yield from _control_names(experiment)
+    for name, control in experiment.controlled_by.items():
+        yield from _with_tuned(control, experiment.control_path(name), experiment)
     for number, method in enumerate(experiment.methods):
-        path: errors.Path = ("methods", number)
-        yield from _unknown_teachers(method.teacher, path, experiment.teachers)
-        misused = list(_method_problems(method, path))
-        yield from misused or _mix_problems(method, path, experiment)
+        yield from _with_tuned(method, ("methods", number), experiment)
+
+
+def entry_problems(entry: Entry, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """What is wrong with one method or control."""
+    if isinstance(entry, ControlConfig):
+        yield from _control_problems(entry, path, experiment)
+        return
+    yield from _unknown_teachers(entry.teacher, path, experiment.teachers)
+    misused = list(_method_problems(entry, path))
+    yield from misused or _mix_problems(entry, path, experiment)
+
+
+def _with_tuned(entry: Entry, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """What is wrong with a method or control as it is, and, if nothing is, with each value that is to be tried."""
+    found = list(entry_problems(entry, path, experiment))
+    yield from found
+    if found or not entry.tune:
+        return
+    for student in experiment.students.values():
+        training = merged(experiment.training, student.training)
+        for key, space in entry.tune.items():
+            for value in ends(space):
+                yield from _tuned_problems(entry, key, value, path, experiment, training)
+
+
+def _tuned_problems(
+    entry: Entry, key: str, value: object, path: errors.Path, experiment: Experiment, training: Training
+) -> Iterable[Problem]:
+    """The first thing that is wrong with a method of which one value is another."""
+    try:
+        changed = with_values(entry, {key: value}, training)
+        wrong = list(entry_problems(changed, path, experiment))
+    except ConfigError as error:
+        wrong = error.problems
+    for problem in wrong[:1]:
+        yield Problem((*path, "tune", key), problem.message, problem.hint, problem.on_key)
 
 
 def _training_problems(
@@ -105,29 +140,32 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     for student in experiment.students.values():
         of_student = merged(experiment.training, student.training)
         yield from _training_problems(expanded, method, path, merged(of_student, method.training))
-        yield from tuning_problems(method, path, of_student, teachers)
     if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
 
 
-def _control_problems(experiment: Experiment) -> Iterable[Problem]:
-    teachers = list(experiment.teachers)
+def _control_names(experiment: Experiment) -> Iterable[Problem]:
     listed = experiment.controls if isinstance(experiment.controls, list) else []
     for number, control in enumerate(listed):
         if control.name in [other.name for other in listed[:number]]:
             yield Problem(("controls", number), f"a second control '{control.name}'", "keep one")
-    for name, control in experiment.controlled_by.items():
-        path = experiment.control_path(name)
-        if name in (SHUFFLED, MATCHED) and not teachers:
-            yield Problem(path, f"'{name}' needs a teacher and the config has none", "add `teacher:`")
-            continue
-        try:
-            control_method(control, path, teachers)
-        except ConfigError as error:
-            yield from error.problems
-            continue
-        for student in experiment.students.values():
-            yield from tuning_problems(control, path, merged(experiment.training, student.training), teachers)
+
+
+def _control_problems(control: ControlConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """What is wrong with a control: all that can be with a method, and terms that it would not be a control with."""
+    teachers = list(experiment.teachers)
+    if control.name in (SHUFFLED, MATCHED) and not teachers:
+        yield Problem(path, f"'{control.name}' needs a teacher and the config has none", "add `teacher:`")
+        return
+    found = list(_mix_problems(as_method(control, teachers), path, experiment))
+    yield from found
+    if found:
+        return
+    kinds = [term["kind"] for term in published_methods()[MIXES[control.name]].losses]
+    losses = control_method(control, path, teachers).losses
+    if [loss.kind for loss in losses] != kinds or not all(loss.weight for loss in losses):
+        words = f"'{control.name}' is {CONTROLS[control.name]}: its terms stay, with weights above 0"
+        yield Problem((*path, "set"), words, "add a method of another name")
 
 
 def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -> Iterable[Problem]:

@@ -49,9 +49,9 @@ def published_methods() -> dict[str, Published]:
     return dict(sorted(mixes.items()))
 
 
-def control_method(control: ControlConfig, path: errors.Path, teachers: list[str]) -> Method:
-    """A control; shuffled, the teachers are all there are, together."""
-    written = MethodConfig(
+def as_method(control: ControlConfig, teachers: list[str]) -> MethodConfig:
+    """The published mix that a control is, with what it changes of it; shuffled, with all teachers there are."""
+    return MethodConfig(
         name=control.name,
         use=MIXES[control.name],
         set=control.set,
@@ -59,7 +59,11 @@ def control_method(control: ControlConfig, path: errors.Path, teachers: list[str
         training=control.training,
         tuning_trials=control.tuning_trials,
     )
-    method = expanded_method(written, path, teachers)
+
+
+def control_method(control: ControlConfig, path: errors.Path, teachers: list[str]) -> Method:
+    """A control, written out."""
+    method = expanded_method(as_method(control, teachers), path, teachers)
     shuffled = [
         loss.model_copy(update={"shuffle_teacher": True}) if loss.teachers else loss for loss in method.losses
     ]
@@ -135,8 +139,10 @@ def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> L
 
 def applied(terms: list[dict[str, Any]], key: str, value: Any) -> Problem | None:
     """Set one ``term.key`` of a mix, in place; the problem, at the key, if it cannot be."""
-    name, _, rest = key.partition(".")
     labels = {term.get("name", term["kind"]): term for term in terms}
+    known = [label for label in labels if f"{key}.".startswith(f"{label}.")]  # a name may have dots, too
+    name = max(known, key=len, default=key.partition(".")[0])
+    rest = key.removeprefix(name).removeprefix(".")
     how = "write TERM.KEY, for instance kd.temperature"
     if name not in labels:
         hint = f"{did_you_mean(name, labels)}; {how}"

@@ -99,6 +99,8 @@ class Range(Schema):
     def _ends_fit(self) -> Self:
         if not self.low < self.high:
             raise ValueError(f"low: {self.low:g} is not less than high: {self.high:g}")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("a range of whole numbers ends in whole numbers")
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic scale starts above 0, and low is {self.low:g}")
         return self
@@ -130,6 +132,9 @@ class ControlConfig(Schema):
 AnyControl = Annotated[
     ControlConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
 ]
+
+
+Controls = Literal["default", "none", "all"] | list[AnyControl]
 
 
 class MethodConfig(Schema):
@@ -182,7 +187,7 @@ class Experiment(Schema):
     """the students by name"""
     methods: list[MethodConfig] = []
     """what the students are trained with; the controls are added by themselves"""
-    controls: Literal["default", "none", "all"] | list[AnyControl] = "default"
+    controls: Controls = "default"
     """what stands beside the methods: default is alone and label-smoothing, none is alone, or a list"""
 
     def control_path(self, name: str) -> errors.Path:

@@ -13,7 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
 from kdrun.config.mixes import Method, control_method, expanded_method, published_methods, supervised
-from kdrun.config.parts import AnyDataset, Experiment, MethodConfig, StudentConfig, TeacherConfig
+from kdrun.config.parts import (
+    AnyDataset,
+    Controls,
+    Experiment,
+    MethodConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from kdrun.config.translation import translated
 from kdrun.contracts import Mask
 from kdrun.controls import CONTROLS
@@ -117,6 +124,7 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
         training=_valid(Training, data.get("training", {}), Training()),
         teachers={name: _valid(TeacherConfig, value, teacher) for name, value in _entries(data, "teachers")},
         students={name: _valid(StudentConfig, value, student) for name, value in _entries(data, "students")},
+        controls=_valid(Controls, data.get("controls", "default"), "default"),
         methods=[
             _valid(MethodConfig, value, MethodConfig.model_construct(name=_name_of(value, number), use="ce"))
             for number, value in enumerate(methods if isinstance(methods, list) else [])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from kdrun import errors, registry
-from kdrun.config.mixes import Method, applied, control_method, expanded_method, published_methods
+from kdrun import registry
+from kdrun.config.mixes import Method, applied, published_methods
 from kdrun.config.parts import ControlConfig, MethodConfig, Range, Space
 from kdrun.config.translation import translated
 from kdrun.controls import MIXES
@@ -18,9 +19,10 @@ from kdrun.optimization import Training
 LEARNING_RATE = "training.optimizer.lr"
 FACTOR, WEIGHT_FACTOR = 4.0, 10.0
 """How far around its own value a learning rate or a smoothing, and a weight, are tried where no range is given."""
+MOST_SMOOTHING = 0.95
+EXAMPLE = f"write it as in {LEARNING_RATE}"
 
 Entry = MethodConfig | ControlConfig
-OneEntry = TypeVar("OneEntry", MethodConfig, ControlConfig)
 
 
 def spaces_of(entry: Entry, method: Method, training: Training) -> dict[str, Space]:
@@ -38,7 +40,7 @@ def spaces_of(entry: Entry, method: Method, training: Training) -> dict[str, Spa
         labels = [term.get("name", term["kind"]) for term in published.losses]
     for label, loss in zip(labels, method.losses, strict=True):
         if smoothing := getattr(loss, "label_smoothing", None):
-            spaces[f"{label}.label_smoothing"] = _around(smoothing, FACTOR)
+            spaces[f"{label}.label_smoothing"] = _around(smoothing, FACTOR, most=MOST_SMOOTHING)
         if len(labels) > 1 and registry.LOSSES[loss.kind].needs_teacher and loss.weight:
             spaces[f"{label}.weight"] = _around(loss.weight, WEIGHT_FACTOR)
     if published is not None:
@@ -50,8 +52,8 @@ def _mix(entry: Entry) -> str | None:
     return entry.use if isinstance(entry, MethodConfig) else MIXES[entry.name]
 
 
-def _around(value: float, factor: float) -> Range:
-    return Range(low=rounded(value / factor), high=rounded(value * factor), log=True)
+def _around(value: float, factor: float, most: float = math.inf) -> Range:
+    return Range(low=rounded(value / factor), high=min(rounded(value * factor), most), log=True)
 
 
 def rounded(value: float) -> float:
@@ -66,7 +68,7 @@ def ends(space: Space) -> list[Any]:
     return space
 
 
-def with_values(entry: OneEntry, values: Mapping[str, Any], training: Training) -> OneEntry:
+def with_values(entry: Entry, values: Mapping[str, Any], training: Training) -> Entry:
     """The method with values in place, by key: ``kd.temperature``, or ``training.optimizer.lr``.
 
     Parts of the training that it had nothing of are of the kind that they are of in ``training``. Raises
@@ -76,6 +78,10 @@ def with_values(entry: OneEntry, values: Mapping[str, Any], training: Training) 
     for key, value in values.items():
         first, _, rest = key.partition(".")
         if first == "training":
+            if not rest:
+                raise ConfigError(
+                    [Problem(("tune", key), "none of the training's keys is named", EXAMPLE, True)]
+                )
             _put(written.setdefault("training", {}), rest.split("."), value, training)
         elif written.get("losses"):
             if problem := applied(written["losses"], key, value):
@@ -97,20 +103,3 @@ def _put(node: dict[str, Any], keys: list[str], value: Any, around: Any) -> None
         kind = getattr(around, "kind", None)
         node = node.setdefault(parent, {} if kind is None else {"kind": kind})
     node[last] = value
-
-
-def tuning_problems(
-    entry: Entry, path: errors.Path, training: Training, teachers: list[str]
-) -> Iterable[Problem]:
-    """Every value that ``tune`` names and that the method cannot have."""
-    for key, space in (entry.tune or {}).items():
-        for value in ends(space):
-            try:
-                if isinstance(entry, ControlConfig):
-                    control_method(with_values(entry, {key: value}, training), path, teachers)
-                else:
-                    expanded_method(with_values(entry, {key: value}, training), path, teachers)
-            except ConfigError as error:
-                [problem, *_] = error.problems
-                yield Problem((*path, "tune", key), problem.message, problem.hint, problem.on_key)
-                break

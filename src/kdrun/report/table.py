@@ -237,7 +237,7 @@ def tuning_cells(chosen: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
             one["method"],
             _percent(one["as_configured"]) or "stopped",
             _percent(one["score"]) or "stopped",
-            str(one["trial"]),
+            "" if one["trial"] is None else str(one["trial"]),
             ", ".join(f"{key}: {value}" for key, value in one["values"].items()) or "as it is",
         ]
         for one in chosen

@@ -70,12 +70,12 @@ def entries(store: Store) -> list[Entry]:
 
 def _referenced(store: Store) -> set[str]:
     """The fingerprints that some config's ``resolved.json``, or its tuning, asks for."""
-    return {
-        run["fingerprint"]
-        for name in ("resolved.json", "tuning.json")
-        for path in store.root.glob(f"*/{name}")
-        for run in read_json(path)["runs"]
-    }
+    wanted: set[str] = set()
+    for path in store.root.glob("*/resolved.json"):
+        wanted |= {run["fingerprint"] for run in read_json(path)["runs"]}
+    for path in store.root.glob("*/tuning.json"):
+        wanted |= set(read_json(path)["fingerprints"])
+    return wanted
 
 
 def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:

@@ -241,6 +241,7 @@ def test_peak_memory_by_hand():
 
 def test_costs_are_measured_for_every_architecture_once(finished):
     costs = json.loads((finished / "controls/costs.json").read_text())
+    assert costs["conditions"]["threads"] == evaluate.THREADS
     assert len(costs["models"]) == 3, "two teachers, and one student for all methods"
     for one in costs["models"].values():
         assert 0 < one["latency_ms"]["p50"] <= one["latency_ms"]["p95"]
@@ -255,6 +256,17 @@ def test_models_are_timed_in_turn():
     found = evaluate.throughputs(runners, torch.device("cpu"))
     assert len(found) == 3 and min(found) > 0
     assert calls == list("abc") * (len(calls) // 3)
+
+
+def test_models_are_timed_on_as_many_threads_whatever_the_training_is_given():
+    before, threads = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        evaluate.latencies([lambda: threads.append(torch.get_num_threads())], torch.device("cpu"))
+        assert set(threads) == {evaluate.THREADS}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------------------ gate

@@ -89,6 +89,14 @@ def figures_of(text, *overrides):
     return planned, shown, split.figures(shown)
 
 
+def test_no_step_that_is_timed_looks_at_gradients(monkeypatch):
+    looks, original = [], Student._looks
+    monkeypatch.setattr(Student, "_looks", lambda self: looks.append(original(self)) or looks[-1])
+    figures_of(TEXT)
+    several_terms = 3  # of kd, hint and rkd
+    assert looks == [True, False] * several_terms
+
+
 def students_of(planned):
     return [run_ for run_ in planned.runs if run_.role == "student"]
 

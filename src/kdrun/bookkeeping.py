@@ -23,7 +23,7 @@ from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
 from kdrun.errors import Problem, TrainingError
-from kdrun.evaluate import latencies, likenesses, peak_bytes, predict, temperature, throughputs
+from kdrun.evaluate import THREADS, latencies, likenesses, peak_bytes, predict, temperature, throughputs
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
@@ -395,7 +395,7 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
     """
     wanted = {model_key(run, spec): run for run in plan.runs}
     path = store.root / plan.config.experiment.name / "costs.json"
-    conditions = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    conditions = {"device": str(device), "threads": THREADS, "torch": torch.__version__}
     if path.is_file():
         there = read_json(path)
         if wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from kdrun.contracts import Batch, Predictor
 from kdrun.statistics.scores import all_scores, divergence, ensemble, fitted_temperature
 
 WARM_UP, ROUNDS, FEW_ROUNDS = 5, 60, 7
+THREADS = 1
+"""Of a processor, with which models are timed: the same wherever, and whatever the training is given."""
 
 
 def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -118,12 +121,23 @@ def throughputs(runners: Sequence[Callable[[], int]], device: torch.device) -> l
     return [1e3 * n / float(np.median(times)) for n, times in zip(samples, taken, strict=True)]
 
 
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """A block that runs on ``THREADS``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_turn(
     runners: Sequence[Callable[[], Any]], device: torch.device, warm_up: int, rounds: int
 ) -> list[list[float]]:
     """Milliseconds of the calls of each, A B C A B C …"""
     taken: list[list[float]] = [[] for _ in runners]
-    with torch.no_grad():
+    with torch.no_grad(), fixed_threads():
         for turn in range(warm_up + rounds):
             for times, runner in zip(taken, runners, strict=True):
                 began = time.perf_counter()

@@ -295,7 +295,7 @@ class Group:
     def _go_back(self) -> None:
         """Put the students where the terms are those of most of their training."""
         for student, epoch in self.epochs.items():
-            student.position = epoch * student.steps_per_epoch
+            student.go_to(epoch)
 
     def _alone(self, student: Student, lesson: Lesson) -> None:
         label = self._label(student)

@@ -145,7 +145,7 @@ def _mixing_problems(run: Run, network: Network, spec: Spec) -> Iterable[Problem
 
 def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int) -> Rehearsed:
     own = {name: teachers[name] for name in run.teachers}
-    student = student_of(run, dry_surroundings(run, network, own, spec, size), steps=1)
+    student = student_of(run, dry_surroundings(run, network, own, spec, size), steps=2)
     batch = spec.random_batch(size).to(network.device)
     taught = {name: teacher(batch) for name, teacher in own.items()}
     teacher_seconds = _seconds(lambda: [teacher(batch) for teacher in own.values()], network.device)
@@ -153,7 +153,7 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     terms, seconds = dict(student.rehearsed()), 0.0
     turns = student.turns()
     for epoch, following in pairwise([*turns, run.training.epochs]):
-        student.position = epoch
+        student.go_to(epoch)
         took = _seconds(lambda: student.step(batch, taught), network.device)
         seconds += took * (following - epoch) / run.training.epochs
         terms |= student.rehearsed()

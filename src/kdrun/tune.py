@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +61,11 @@ class Search:
 
     def __post_init__(self) -> None:
         seed = derive(0, "tune", self.student, self.entry.name) % 2**32
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=AT_ONCE - 1, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )  # constant_liar, before 5.0
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=AT_ONCE - 1, constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._open: dict[int, optuna.Trial] = {}
 
@@ -297,7 +302,8 @@ class Tuning:
 
 HEAD = """\
 # Written by `kdrun tune`: {trials} trials of each control and each method, trained by seed {seed} and scored on the
-# validation share. Controls, and the methods named '…-tuned', have the values of the best trial.
+# validation share. Controls and methods named '…-tuned' have the values of the best trial; a method that was tuned and
+# has no such twin was best as it is.
 """
 
 

@@ -61,10 +61,8 @@ class Search:
 
     def __post_init__(self) -> None:
         seed = derive(0, "tune", self.student, self.entry.name) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", optuna.exceptions.ExperimentalWarning
-            )  # constant_liar, before 5.0
+        with warnings.catch_warnings():  # optuna calls `constant_liar` experimental before 5.0
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=AT_ONCE - 1, constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._open: dict[int, optuna.Trial] = {}
@@ -258,11 +256,10 @@ class Tuning:
         """
         path, told = self.experiment.store.root / self.name / "tuning.json", self.told()
         before = read_json(path) if path.is_file() else {}
-        same = before.get("chosen") is not None and list(map(_spaces, before["chosen"])) == list(
-            map(_spaces, told["chosen"])
-        )
+        same = [*map(_spaces, before.get("chosen", []))] == [*map(_spaces, told["chosen"])]
         runs = [*self.teachers.values(), *(t.run for s in self.searches for t in s.trials if t.run)]
-        known = dict.fromkeys([run.fingerprint for run in runs] + (before["fingerprints"] if same else []))
+        earlier = before.get("fingerprints", []) if same else []
+        known = dict.fromkeys([*(run.fingerprint for run in runs), *earlier])
         write_json(path, told | {"fingerprints": list(known)})
 
     def write(self, student: str) -> Path:
@@ -289,9 +286,8 @@ class Tuning:
         untold = {part: {"__all__": {"tune"}} for part in ("methods", "controls")}
         data = tuned_experiment.model_dump(mode="json", exclude_unset=True, by_alias=True, exclude=untold)
         text = HEAD.format(trials=budget["tuning_trials"], seed=self.seed) + as_yaml(data)
-        again = configs.validate(Source.parse(text, name))
-        both = Config(tuned_experiment, self.config.source), again
-        written, meant = (
+        both = Config(tuned_experiment, self.config.source), configs.validate(Source.parse(text, name))
+        meant, written = (
             [run.fingerprint for run in plan(one, self.experiment.dataset).runs] for one in both
         )
         assert written == meant, "what is written is not what was tried"

@@ -140,7 +140,7 @@ class Seat:
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
         fitted = temperature(network, self.dataset.split("validation"))
         trained = self.run.weights is None
-        manifest = self._what | {
+        manifest = self._who | {
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
             "likeness": likeness,
             "details": details(predictions["logits"], predictions["labels"]) | {"classes": self._classes},
@@ -156,13 +156,13 @@ class Seat:
         return None
 
     @property
-    def _what(self) -> dict[str, Any]:
+    def _who(self) -> dict[str, Any]:
         run = self.run
         return {"kind": run.role, "name": run.name, "method": run.method, "seed": run.seed}
 
     def _trial(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The manifest of a trial: how it does on the validation samples, and what that took."""
-        return self._what | {
+        return self._who | {
             "scores": all_scores(predictions["logits"], predictions["labels"]),
             "resolved": self.resolved,
             "train_seconds": self.student.seconds,

@@ -278,6 +278,8 @@ def tune(
     plugin: Plugin = None,
 ) -> None:
     """Give every method and its controls the same number of trials on validation data; write a config of the best."""
+    from kdrun.terminal import print_table
+
     try:
         from kdrun.tune import tune as run_trials
     except ModuleNotFoundError as error:
@@ -297,7 +299,7 @@ def tune(
         f"{told['name']}: {told['trials']} trials each, by seed {told['seed']}; "
         f"{told['metric']} in % on the validation share"
     )
-    _print_table(heading, *tuning_cells(told["chosen"]), keys=2)
+    print_table(heading, *tuning_cells(told["chosen"]), keys=2)
     _note(f"next: kdrun compare {' '.join(told['configs'])}", quiet)
 
 
@@ -456,6 +458,7 @@ def _print_comparison(
 def _print(compared: dict[str, Any], shown: Shown) -> None:
     """A comparison in the format that is asked for."""
     from kdrun.report import table
+    from kdrun.terminal import print_sentences, print_table
 
     match shown.format:
         case "json":
@@ -469,57 +472,12 @@ def _print(compared: dict[str, Any], shown: Shown) -> None:
         case "text":
             for one in table.tables(compared, shown.mixed):
                 head, lines = table.cells(one.rows, shown.wide)
-                _print_table(one.heading, head, lines, keys=3 if "experiment" in head else 2)
+                print_table(one.heading, head, lines, keys=3 if "experiment" in head else 2)
                 print()
             if compared.get("pairs"):
-                _print_table("every two methods", *table.pair_cells(compared["pairs"]), keys=3)
+                print_table("every two methods", *table.pair_cells(compared["pairs"]), keys=3)
                 print()
-            _print_sentences(compared["remarks"])
-
-
-def _print_table(title: str, head: list[str], lines: list[list[str]], keys: int) -> None:
-    """A table; on a terminal that is too narrow in pieces, each behind the first ``keys`` columns."""
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    console = RichConsole(highlight=False)
-    if not console.is_terminal:
-        console = RichConsole(highlight=False, width=_width(widths))
-    console.print(title, style="bold", markup=False, soft_wrap=True)
-    for columns in _pieces(widths, keys, console.width):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for number in columns:
-            left = number <= keys or head[number] == "values"
-            table.add_column(head[number], justify="left" if left else "right", overflow="fold")
-        for line in lines:
-            table.add_row(*(line[number] for number in columns))
-        console.print(table)
-
-
-def _print_sentences(sentences: list[str]) -> None:
-    """A line each, broken between words where a terminal is narrower."""
-    from rich.console import Console as RichConsole
-
-    console = RichConsole(highlight=False)
-    for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=not console.is_terminal)
-
-
-def _width(widths: list[int]) -> int:
-    """Of columns that stand two blanks apart."""
-    return sum(widths) + 2 * (len(widths) - 1)
-
-
-def _pieces(widths: list[int], keys: int, room: int) -> Iterator[list[int]]:
-    """The columns, as many at a time as there is room for, the ``keys`` first ones each time."""
-    piece = list(range(keys))
-    for number in range(keys, len(widths)):
-        if len(piece) > keys and _width([widths[n] for n in [*piece, number]]) > room:
-            yield piece
-            piece = list(range(keys))
-        piece.append(number)
-    yield piece
+            print_sentences(compared["remarks"])
 
 
 def _note(text: str, quiet: bool) -> None:
@@ -548,6 +506,7 @@ def check(
     """Everything short of training: models, taps, adapters, one batch through every loss; size and time estimated."""
     from kdrun import checking, profiling
     from kdrun.store import Store
+    from kdrun.terminal import print_table
 
     read, store = _config(config, device, seeds, set_, plugin), Store(out)
     told = checking.check(read, store, lambda text: _note(text, quiet), on_device=profile)
@@ -556,12 +515,12 @@ def check(
         profiled = {"profile": [one.as_json() for one in profiles]} if profile else {}
         print(json.dumps(told.as_json() | profiled, indent=1))
         return
-    _print_table(f"{config}: everything fits", *told.table(), keys=2)
+    print_table(f"{config}: everything fits", *told.table(), keys=2)
     for line in told.remarks():
         print(line)
     for one in profiles:
         print()
-        _print_table(one.heading, *one.table(), keys=1)
+        print_table(one.heading, *one.table(), keys=1)
         for line in [*one.notes, *one.advice]:
             print(line)
     _note(f"next: kdrun compare {config}", quiet)
@@ -665,6 +624,7 @@ def layers(
     from kdrun.assembly import open_dataset
     from kdrun.plan import plan
     from kdrun.rehearsal import layer_tables
+    from kdrun.terminal import print_table
 
     checked = _config(config, device, seeds, set_, plugin)
     dataset = open_dataset(checked)
@@ -680,7 +640,7 @@ def layers(
     height = max(len(column) for column in columns)
     padded = [column + [""] * (height - len(column)) for column in columns]
     head = [f"{role} {name}" for role, name in tables]
-    _print_table(
+    print_table(
         "layer: shape without the batch (* stage, + pooled)",
         head,
         [list(line) for line in zip(*padded, strict=True)],
@@ -701,6 +661,7 @@ def status(out: Out = Path("runs"), json_: Json = False) -> None:
     """The runs under --out, with progress, failures and sizes, and what is kept there to be read again."""
     from kdrun.store import Store
     from kdrun.store.housekeeping import entries, shelved
+    from kdrun.terminal import print_table
 
     store = Store(out)
     runs, kept = entries(store), shelved(store)
@@ -713,12 +674,12 @@ def status(out: Out = Path("runs"), json_: Json = False) -> None:
         for e in runs
     ]
     head = ["run", "state", "%", "size", "note"]
-    _print_table(f"{len(runs)} runs under {out}", head, lines, keys=1)
+    print_table(f"{len(runs)} runs under {out}", head, lines, keys=1)
     if kept:
         total = told_size(sum(e.bytes for e in kept))
         lines = [[e.folder.name, e.state, told_size(e.bytes), e.detail] for e in kept]
         title = f"\n{len(kept)} in {store.shelf.folder}, to be read again ({total})"
-        _print_table(title, ["key", "state", "size", "what"], lines, keys=1)
+        print_table(title, ["key", "state", "size", "what"], lines, keys=1)
 
 
 @app.command(epilog="Example: kdrun clean --yes")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from kdrun.compare import Material
 from kdrun.controls import ALONE, MATCHED
@@ -19,6 +18,7 @@ from kdrun.report.page import page
 from kdrun.statistics.scores import BINS
 from kdrun.store import Result, read_json
 from kdrun.store.files import write_bytes, write_text
+from kdrun.yamlsource import as_yaml
 
 MOST_COMPARED = 30
 """Models of one student that an agreement matrix shows; more could not be read."""
@@ -102,7 +102,7 @@ def write_report(
     """Write ``report.html`` into a folder, and each figure as PNG and PDF into another one where that is wanted."""
     found = evidence(parts)
     drawn = list(plots(compared, found.students))
-    configs = {name: yaml.safe_dump(config, sort_keys=False) for name, config in found.configs.items()}
+    configs = {name: as_yaml(config) for name, config in found.configs.items()}
     write_text(folder / "report.html", page(compared, drawn, found.provenance, configs, mixed))
     if to is not None:
         for plot in drawn:

@@ -100,9 +100,9 @@ def _told(students: Sequence[Student]) -> str:
     for student in students[:4]:
         terms = student.metrics[-1]["terms"].values() if student.metrics else []
         loss = sum(term["value"] * term["weight"] for term in terms if term["value"] is not None)
-        *_, name, which = ["", *student.title.split("/")]
-        shown = f"{name}, {which}" if which.startswith("trial") else name
-        words.append(f"{shown} {loss:.4f}".strip())
+        *_, method, which = ["", *student.title.split("/")]
+        name = f"{method}, {which}" if which.startswith("trial") else method  # trials are of one seed
+        words.append(f"{name} {loss:.4f}".strip())
     return "; loss: " + ", ".join(words) + (", …" if len(students) > 4 else "") if words else ""
 
 

@@ -12,7 +12,7 @@ import optuna
 
 from kdrun import config as configs
 from kdrun import rehearsal
-from kdrun.config import Config, ControlConfig
+from kdrun.config import Config
 from kdrun.config.checks import entry_problems
 from kdrun.config.spaces import Entry, Range, Space, rounded, spaces_of, with_values
 from kdrun.errors import ConfigError, Problem
@@ -127,13 +127,15 @@ class Tuning:
 
     def rehearse(self) -> None:
         """Try every value of every list once, before anything is trained; raises ``ConfigError``."""
-        runs = list(self.teachers.values())
+        runs: list[Run] = []
         for search in self.searches:
             for key, space in search.spaces.items():
                 for value in space if isinstance(space, list) else []:
                     of_student = self.runs(search.student, {search.entry.name: {key: value}}, len(runs))
                     runs += [run for run in of_student if run.method == search.entry.name]
-        rehearsal.rehearse(Plan(self.config, runs), self.experiment.dataset.spec, self.experiment.device)
+        if runs:
+            everyone = Plan(self.config, [*self.teachers.values(), *runs])
+            rehearsal.rehearse(everyone, self.experiment.dataset.spec, self.experiment.device)
 
     def round(self, numbers: Sequence[int]) -> None:
         """Draw, train and score some trials of every method.
@@ -175,10 +177,9 @@ class Tuning:
 
     def possible(self, search: Search, trial: Trial) -> bool:
         """Whether a method can have the values of a trial together."""
-        path = _path(self.config.experiment, search.entry)
         try:
             changed = with_values(search.entry, trial.values, self.training(search.student, search.entry))
-            return not list(entry_problems(changed, path, self.config.experiment))
+            return not list(entry_problems(changed, (), self.config.experiment))
         except ConfigError:
             return False
 
@@ -306,13 +307,6 @@ HEAD = """\
 def _entries(asked: configs.Experiment) -> list[Entry]:
     """All that is tuned: the controls and the methods."""
     return [*asked.controlled_by.values(), *asked.methods]
-
-
-def _path(asked: configs.Experiment, entry: Entry) -> Path_:
-    """Where a method or a control stands in the config."""
-    if isinstance(entry, ControlConfig):
-        return asked.control_path(entry.name)
-    return "methods", [method.name for method in asked.methods].index(entry.name)
 
 
 def _chosen(search: Search) -> dict[str, Any]:

@@ -171,12 +171,23 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
+class Resolver(yaml.resolver.BaseResolver):
+    """What YAML 1.2 takes a node for."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """The tag of a node that was written without one."""
+        if kind is not yaml.ScalarNode:
+            return COLLECTIONS[kind]
+        plain = implicit[0]
+        return next((tag for tag, (form, _) in SCALARS.items() if plain and form.fullmatch(value)), TEXT)
+
+
 class Loader(
     yaml.reader.Reader,
     yaml.scanner.Scanner,
     yaml.parser.Parser,
     yaml.composer.Composer,
-    yaml.resolver.BaseResolver,
+    Resolver,
 ):
     """PyYAML's loader with YAML 1.2's scalars, bounded in depth and size, aliases counted in full."""
 
@@ -185,16 +196,9 @@ class Loader(
         yaml.scanner.Scanner.__init__(self)
         yaml.parser.Parser.__init__(self)
         yaml.composer.Composer.__init__(self)
-        yaml.resolver.BaseResolver.__init__(self)
+        Resolver.__init__(self)
         self._depth, self._deepest, self._count = 0, 0, 0
         self._measures: dict[yaml.Node, tuple[int, int]] = {}
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        """The tag of a node that was written without one."""
-        if kind is not yaml.ScalarNode:
-            return COLLECTIONS[kind]
-        plain = implicit[0]
-        return next((tag for tag, (form, _) in SCALARS.items() if plain and form.fullmatch(value)), TEXT)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
         """The next node. ``_measures`` keeps height and size of each complete one, for its aliases."""
@@ -228,12 +232,8 @@ class Loader(
         return yaml.MarkedYAMLError(None, None, words, event.start_mark, hint)
 
 
-class Dumper(yaml.SafeDumper):
+class Dumper(Resolver, yaml.SafeDumper):
     """PyYAML's writer for what the ``Loader`` reads: what fits on a line is on one, and nothing is an alias."""
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        """The tag that a node would be read with."""
-        return Loader.resolve(self, kind, value, implicit)  # type: ignore[arg-type]
 
     def ignore_aliases(self, data: Any) -> bool:
         """Everything is written out, also what stands twice."""

@@ -22,7 +22,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
         yield Problem(("seeds",), "a seed stands twice", "each seed is one run of each student")
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
-            training = merged(experiment.training, model.training)
+            training = experiment.training_of(model)
             if training.selection == "best-on-validation" and experiment.dataset.validation == 0:
                 yield Problem(
                     (family, name, "training", "selection") if model.training else ("training", "selection"),
@@ -54,7 +54,7 @@ def _with_tuned(entry: Entry, path: errors.Path, experiment: Experiment) -> Iter
     if found or not entry.tune:
         return
     for student in experiment.students.values():
-        training = merged(experiment.training, student.training)
+        training = experiment.training_of(student)
         for key, space in entry.tune.items():
             for value in ends(space):
                 yield from _tuned_problems(entry, key, value, path, experiment, training)
@@ -138,8 +138,8 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     yield from _stage_problems(expanded, method, path)
     yield from _export_problems(expanded, path)
     for student in experiment.students.values():
-        of_student = merged(experiment.training, student.training)
-        yield from _training_problems(expanded, method, path, merged(of_student, method.training))
+        training = merged(experiment.training_of(student), method.training)
+        yield from _training_problems(expanded, method, path, training)
     if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
 
@@ -301,7 +301,7 @@ def _distilled_problems(
         expanded = expanded_method(method, path, list(experiment.teachers)).towards(teacher.sources)
     except ConfigError:
         return  # said of the method itself
-    training = merged(merged(experiment.training, teacher.training), method.training)
+    training = merged(experiment.training_of(teacher), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
     for loss in expanded.losses:
         found += _combination_problems(loss, path)

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 from kdrun import errors, registry
 from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
 from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
-from kdrun.optimization import Recipe, Stage, Training
+from kdrun.optimization import Recipe, Stage, Training, merged
 from kdrun.schema import Schema, as_list, kind_alone
 
 
@@ -189,6 +189,11 @@ class Experiment(Schema):
     """what the students are trained with; the controls are added by themselves"""
     controls: Controls = "default"
     """what stands beside the methods: default is alone and label-smoothing, none is alone, or a list"""
+
+    def training_of(self, model: TeacherConfig | StudentConfig) -> Training:
+        """A model's own training, whatever method changes of it."""
+        own: Training = merged(self.training, model.training)
+        return own
 
     def control_path(self, name: str) -> errors.Path:
         """Where a control stands in the config."""

@@ -67,7 +67,7 @@ class Config:
 
     def training_of(self, model: TeacherConfig | StudentConfig, method: Method) -> Training:
         """A model's own training by a method."""
-        return merged(merged(self.experiment.training, model.training), method.training)
+        return merged(self.experiment.training_of(model), method.training)
 
     def error(self, problems: Iterable[Problem]) -> ConfigError:
         """These problems with their places."""

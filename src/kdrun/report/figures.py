@@ -264,19 +264,16 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
     if not any(len(by_epoch) > 1 for of_method in shown.values() for by_epoch in of_method.values()):
         return  # a single epoch is no curve; the log has it
     terms = list(dict.fromkeys(term for of_method in shown.values() for term in of_method))
-    figure, panels = _panels(shown, right=_beside(map(short, terms)))
+    figure, panels = _panels(shown, "epoch", "share in %", right=_beside(map(short, terms)))
     drawn: dict[str, Any] = {}
-    for axes, (label_, of_method) in zip(panels, shown.items(), strict=False):
+    for axes, of_method in zip(panels, shown.values(), strict=False):
         for term, by_epoch in of_method.items():
             at = terms.index(term)
             heights = [100 * share for share in by_epoch.values()]
             tone, line = COLOURS[at % len(COLOURS)], f"o{LINES[at // len(COLOURS) % 4]}"
             drawn[term], *_ = axes.plot(list(by_epoch), heights, line, ms=3, lw=1.2, color=tone)
-        axes.set_title(short(label_, 22), fontsize=8)
         axes.set_ylim(-3, 103)
     _legend(figure, list(drawn.values()), [short(term) for term in drawn])
-    figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("share in %", fontsize=9)
     yield Plot(
         name,
         f"{title}What each weighted term contributes to the gradient of the student's weights: the share of its norm "
@@ -285,15 +282,20 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
     )
 
 
-def _panels(shown: Mapping[str, Any], right: float = 0.15) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each label, on scales that all share."""
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
+def _panels(shown: Iterable[str], below: str, beside: str, right: float = 0.15) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel under each title, on scales that all share, and what they are."""
+    titles = list(shown)
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
     margins = Margins(left=0.8, bottom=0.6, right=right, top=0.3)
     figure, panels = new(1.6 * columns, 1.7 * rows, margins, columns, rows)
     for number, axes in enumerate(panels):
-        axes.set_visible(number < len(shown))
-        axes.tick_params(labelbottom=number + columns >= len(shown))
+        axes.set_visible(number < len(titles))
+        axes.tick_params(labelbottom=number + columns >= len(titles))
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(short(title, 22), fontsize=8)
+    figure.supxlabel(below, fontsize=9)
+    figure.supylabel(beside, fontsize=9)
     return figure, panels
 
 
@@ -344,14 +346,14 @@ class Matrix(NamedTuple):
 
     def draw(self) -> Figure:
         """The figure."""
-        below, beside = map(short, self.columns), map(short, self.rows)
+        below, beside = list(map(short, self.columns)), list(map(short, self.rows))
         margins = Margins(0.2 + inches(beside, 9), 0.25 + 0.72 * inches(below, 9), top=0.12)
         figure, [axes] = new(0.42 * len(self.columns), 0.3 * len(self.rows), margins)
         low, high = self.ends
         axes.imshow(self.values, cmap=self.colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(self.columns)), map(short, self.columns), rotation=45, ha="right")
-        axes.set_yticks(range(len(self.rows)), map(short, self.rows))
+        axes.set_xticks(range(len(below)), below, rotation=45, ha="right")
+        axes.set_yticks(range(len(beside)), beside)
         if self.values.size <= MANY_CELLS:
             for (row, column), value in np.ndenumerate(self.values):
                 share = (value - low) / max(high - low, 1e-9)
@@ -373,17 +375,14 @@ def reliability(
     shown = dict(list(found.items())[:MOST_PANELS])
     if not shown:
         return
-    figure, panels = _panels(shown)
+    figure, panels = _panels(shown, "confidence", "accuracy")
     for axes, (label_, bins) in zip(panels, shown.items(), strict=False):
         counts, sure, right = np.array(bins).T
         axes.plot([0, 1], [0, 1], color="#888888", lw=0.8, ls="--")
         axes.plot(sure, right, color=look[label_].colour, lw=1)
         axes.scatter(sure, right, s=4 + 60 * counts / counts.sum(), color=look[label_].colour, alpha=0.8)
-        axes.set_title(short(label_, 22), fontsize=8)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-    figure.supxlabel("confidence", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
     yield Plot(
         name,
         f"{title}Reliability: accuracy of the test samples against the confidence in them, in 15 bins; the larger a "

@@ -29,11 +29,11 @@ class Resamples:
         for times in self._times:
             times[:] = np.bincount(draw.integers(size, size=size), minlength=size)
         self._seed = seed
-        self._scores: dict[int, NDArray[np.float64]] = {}
+        self._scores: dict[bytes, NDArray[np.float64]] = {}
 
     def scores(self, predicted: Labels) -> NDArray[np.float64]:
         """The metric of one run's predictions (N,) on every resample of the test set; reckoned once."""
-        known = hash(predicted.tobytes())
+        known = predicted.tobytes()
         if known not in self._scores:
             self._scores[known] = self._reckoned(predicted)
         return self._scores[known]

@@ -40,9 +40,8 @@ def problems(text, *overrides):
 
 def experiment(text, root, *overrides, stop=None, console=None):
     """An experiment below a folder of runs, not yet begun."""
-    return Experiment(
-        checked(text, *overrides), Store(Path(root)), console or Console(quiet=True), stop or Stop()
-    )
+    console = console or Console(quiet=True)
+    return Experiment(checked(text, *overrides), Store(Path(root), console.warn), console, stop or Stop())
 
 
 def run(text, root, *overrides, **select):

@@ -1,4 +1,5 @@
 import csv
+import ctypes
 import gzip
 import hashlib
 import multiprocessing
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from kdrun import assembly, registry
+from kdrun import assembly, machine, registry
 from kdrun.contracts import HIDDEN, Dataset, Draw, Spec
 from kdrun.data import Raw, SampleSet, files, sampling, sources
 from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
@@ -805,10 +806,11 @@ def test_workers_leave_signals_to_the_process_that_trains():
     """Who saves, and says so once, is that process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        sources._leave_signals_to_the_parent(0)
+        sources._belong_to_the_parent(0)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
+        ctypes.CDLL(None).prctl(machine.PR_SET_PDEATHSIG, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -35,6 +35,7 @@ FLOORS = [
     {"assembly", "cache"},
     {"train", "rehearsal"},
     {"split"},
+    {"room"},
     {"bookkeeping", "listing", "advice"},
     {"experiment", "compare", "gate", "checking", "profiling"},
     {"evidence", "tune"},

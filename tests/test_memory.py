@@ -37,6 +37,12 @@ GPU = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacit
 HOST = "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 3000000 bytes."
 
 
+@pytest.fixture(autouse=True)
+def nine_gigabytes(monkeypatch):
+    """What is said to be free."""
+    monkeypatch.setattr(memory, "available_memory", lambda: int(9e9))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What came of four students that were trained together."""
@@ -169,7 +175,10 @@ def test_one_that_does_not_fit_even_alone_is_tried_anyway_after_the_others(monke
 
 
 def test_what_is_free():
-    assert 0 < memory.free_memory(CPU) < machine.available_memory()
+    assert (
+        memory.free_memory(CPU) == pytest.approx((1 - memory.RESERVE) * 9e9)
+        and machine.available_memory() > 0
+    )
 
 
 def test_where_nobody_says_what_is_available_all_that_there_is_counts(monkeypatch):
@@ -228,8 +237,8 @@ def test_halves_have_the_bits_of_the_whole(whole, tmp_path, monkeypatch, groups,
     assert outcome(tmp_path / "halves") == whole
     what = "machine ran out where 3.0 MB" if "Default" in str(error) else "GPU ran out where 1.6 GB"
     assert [line for line in console.heard if "two halves" in line] == [
-        f"the memory of the {what} more were asked for; the 4 students that were trained together are trained "
-        "in two halves, from their newest checkpoints"
+        f"the memory of the {what} more were asked for (9.0 GB are free); the 4 students that were trained together "
+        "are trained in two halves, from their newest checkpoints"
     ]
     begun = [line for line in console.heard if "2 students in lock step" in line and " of 8 steps" in line]
     assert len(begun) == 2 and all(("going on at step 5" if saved else "from the start") in b for b in begun)
@@ -266,8 +275,9 @@ def test_one_that_runs_out_alone_is_one_failure_and_the_others_go_on(whole, tmp_
         run(TEXT, tmp_path / "rest")
     assert groups[1:] == [FOUR, FOUR[:2], FOUR[2:], ["hint"], ["rkd"]]
     assert str(caught.value) == (
-        "student/hint/seed 3: the memory of the GPU ran out where 1.6 GB more were asked for, and it was trained "
-        "alone; write `training.batch_size: 8` instead of 16 or `training.precision: bf16`, or leave more memory free"
+        "student/hint/seed 3: the memory of the GPU ran out where 1.6 GB more were asked for (9.0 GB are free), and it "
+        "was trained alone; write `training.batch_size: 8` instead of 16 or `training.precision: bf16`, or leave more "
+        "memory free"
     )
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     place = "students/student/hint/seed-3"
@@ -335,7 +345,7 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
 def test_what_is_said_of_an_error(error, told):
     with pytest.raises(OutOfMemory) as caught, memory.watched():
         raise error
-    assert str(caught.value) == told and caught.value.__cause__ is error
+    assert str(caught.value) == f"{told} (9.0 GB are free)" and caught.value.__cause__ is error
 
 
 def test_this_torch_says_it_in_these_words():
@@ -383,6 +393,6 @@ def test_a_step_too_large_to_be_rehearsed_is_one_message(tmp_path, monkeypatch):
     told = command("check", "tiny.yaml", folder=tmp_path)
     assert told.code == 1
     assert told.err.endswith(
-        "error: teacher/seed 0: the memory of the machine ran out where 3.0 MB more were asked for in a step of "
-        "16 samples; write a smaller `training.batch_size`\n"
+        "error: teacher/seed 0: the memory of the machine ran out where 3.0 MB more were asked for (9.0 GB are free) "
+        "in a step of 16 samples; write a smaller `training.batch_size`\n"
     )

@@ -9,10 +9,10 @@ import time
 import pytest
 from safetensors.numpy import load_file
 
-from kdrun import bookkeeping, rehearsal
+from kdrun import bookkeeping, rehearsal, train
 from kdrun.errors import Interrupted, StoreError
 from kdrun.interrupts import Stop
-from kdrun.store import read_json
+from kdrun.store import Workplace, read_json
 from kdrun.train import fit
 from support import (
     checkpoint_always,
@@ -83,11 +83,12 @@ def quick_disk(monkeypatch):
 
 
 def stopping_after(steps, monkeypatch):
-    """From now on, every group of runs is asked to stop after so many of its steps."""
+    """From now on, every group of runs is asked to stop after so many of its steps, or while they are validated."""
 
     def pause(self):
-        self.done = getattr(self, "done", -1) + 1
-        if self.done == steps:
+        _, done, _ = self.progress
+        self.first = getattr(self, "first", done)
+        if done - self.first == steps:
             self.stop.signal = signal.SIGTERM
         original(self)
 
@@ -391,15 +392,41 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path):
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_a_signal_while_results_are_stored_begins_nothing_more(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["predict", "temperature", "likenesses", "score"])
+def test_a_signal_while_students_are_scored_saves_them_and_begins_nothing_more(tmp_path, monkeypatch, moment):
+    """Not a pass over a split is finished first, however long it would take."""
+    run(BASE, tmp_path / "whole", "training.ema=0.5")
+    with monkeypatch.context() as patch:
+        made = experiment(BASE, tmp_path, "training.ema=0.5")
+        place = train if moment == "score" else bookkeeping
+        original = getattr(place, moment)
+
+        def scored(networks, batches):
+            made.stop._ask(signal.SIGTERM, None)
+            next(iter(batches))
+            raise AssertionError("it goes on to the next batch")
+
+        patch.setattr(place, moment, scored)
+        with pytest.raises(Interrupted, match="stopped and saved") as caught:
+            made.run()
+    assert caught.value.exit_code == 143 and not made.stop.waits
+    assert getattr(place, moment) is original
+    who = "students/small/kd/seed-2" if moment == "likenesses" else "teachers/big/seed-0"
+    (saved,) = (tmp_path / "resume" / who).glob("checkpoint-*")
+    assert saved.name == ("checkpoint-3" if moment == "score" else "checkpoint-9")
+    run(BASE, tmp_path, "training.ema=0.5")
+    assert outcome(tmp_path) == outcome(tmp_path / "whole")
+
+
+def test_a_signal_while_a_result_is_written_is_heeded_when_it_is(tmp_path, monkeypatch):
     made = experiment(BASE, tmp_path)
-    original = bookkeeping.Seat.finish
+    original = Workplace.finish
 
-    def finish(seat, *what):
+    def finish(workplace, *what):
         made.stop._ask(signal.SIGTERM, None)
-        return original(seat, *what)
+        return original(workplace, *what)
 
-    monkeypatch.setattr(bookkeeping.Seat, "finish", finish)
+    monkeypatch.setattr(Workplace, "finish", finish)
     with pytest.raises(Interrupted, match="what was finished is stored") as caught:
         made.run()
     assert caught.value.exit_code == 143 and list(results(tmp_path)) == ["teachers/big/seed-0"]

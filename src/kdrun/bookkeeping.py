@@ -23,13 +23,22 @@ from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
 from kdrun.errors import Problem, TrainingError
-from kdrun.evaluate import THREADS, latencies, likenesses, peak_bytes, predict, temperature, throughputs
+from kdrun.evaluate import (
+    THREADS,
+    latencies,
+    likenesses,
+    paused,
+    peak_bytes,
+    predict,
+    temperature,
+    throughputs,
+)
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
 from kdrun.stack import why_not
 from kdrun.statistics.scores import all_scores, details
-from kdrun.store import Result, Store, Workplace, fingerprint, read_json, write_json
+from kdrun.store import Result, Store, Workplace, fingerprint, write_json
 from kdrun.store.files import write_text
 from kdrun.store.lock import locked
 from kdrun.student import Student
@@ -64,7 +73,10 @@ def title(group: Sequence[Run]) -> str:
 
 @dataclass
 class Seat:
-    """A run at work: its folder in the store, and its student once it is enrolled."""
+    """A run at work: its folder in the store, and its student once it is enrolled.
+
+    ``saved`` is where the student stood when it was last saved, in steps and epochs; ``closed`` whether all is done.
+    """
 
     run: Run
     workplace: Workplace
@@ -72,6 +84,8 @@ class Seat:
     device: torch.device
     console: Console
     student: Student = field(init=False)
+    saved: tuple[int, int] | None = field(init=False, default=None)
+    closed: bool = field(init=False, default=False)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -108,12 +122,18 @@ class Seat:
             self.console.warn(sentence)
         if checkpoint is not None:
             self.student.resume(checkpoint)
+            self.saved = self._stand
 
     def save(self) -> None:
-        """Write a checkpoint, unless the student failed: then the last good one stays."""
+        """Write a checkpoint where there is anything new, unless the student failed: then the last good one stays."""
         self.student.flush()
-        if self.student.failure is None:
+        if self.student.failure is None and not self.closed and self.saved != self._stand:
             self.workplace.save(self.student.checkpoint(self.resolved))
+            self.saved = self._stand
+
+    @property
+    def _stand(self) -> tuple[int, int]:
+        return self.student.position, self.student.epochs_closed
 
     def outcome(self) -> Frozen | None:
         """The network that is scored: the one that was read, or the one that ``selection`` chose; None if it failed."""
@@ -121,24 +141,30 @@ class Seat:
             return from_file(self.run, self.dataset.spec, self.device)
         return None if self.student.failure is not None else self.student.selected()
 
-    def finish(self, network: Frozen | None, likeness: Mapping[str, Any] | None) -> str | None:
-        """Score on the test set, once, and store the result; the failure in words, if there is one."""
+    def finish(
+        self, network: Frozen | None, likeness: Mapping[str, Any] | None, pause: Callable[[], None]
+    ) -> str | None:
+        """Score on the test set, once, and store the result; the failure in words, if there is one.
+
+        ``pause`` is called while it is scored.
+        """
         if network is None:
             failure = self.student.failure
             assert failure is not None
             self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
             return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
         scored_on: Split = "test" if self.run.trial is None else "validation"
-        predictions = predict(network, self.dataset.split(scored_on))
+        predictions = predict(network, paused(self.dataset.split(scored_on), pause))
         if not np.isfinite(predictions["logits"]).all():
             what = f"the outputs on the {scored_on} set are not finite"
             self.workplace.fail({"epoch": None, "step": None, "what": what})
             return f"{self.run.title}: {what}; try a smaller learning rate"
         if self.run.trial is not None:
             self.workplace.finish(self._trial(predictions), None, None, self.student.metrics)
+            self.closed = True
             return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
-        fitted = temperature(network, self.dataset.split("validation"))
+        fitted = temperature(network, paused(self.dataset.split("validation"), pause))
         trained = self.run.weights is None
         manifest = self._who | {
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
@@ -153,6 +179,7 @@ class Seat:
             "train_seconds": self.student.seconds if trained else 0.0,
         }
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if trained else [])
+        self.closed = True
         return None
 
     @property
@@ -219,6 +246,8 @@ def take_seats(
 
 def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:
     """Make the students of a group, give each what answers in its teachers' places, and let them go on."""
+    if not seats:
+        return
     first = seats[0]
     for seat in seats:
         seat.enrol(teachers)
@@ -233,8 +262,8 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
         seat.go_on()
 
 
-def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen]) -> list[str]:
-    """Score the runs of a group and store their results; the failures in words."""
+def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callable[[], None]) -> list[str]:
+    """Score the runs of a group and store their results; the failures in words. ``pause`` is called now and then."""
     networks = [seat.outcome() for seat in seats]
     taught = [
         (seat, network, [teachers[run] for run in seat.run.teachers.values()])
@@ -243,11 +272,12 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen]) -> list[str]:
     ]
     alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
     for split in LIKENESS_SPLITS if taught else ():
-        figures = likenesses([(network, of) for _, network, of in taught], seats[0].dataset.split(split))
+        batches = paused(seats[0].dataset.split(split), pause)
+        figures = likenesses([(network, of) for _, network, of in taught], batches)
         for (seat, _, _), one in zip(taught, figures, strict=True):
             alike[seat.run.fingerprint][split] = one
     told = [
-        seat.finish(network, alike.get(seat.run.fingerprint))
+        seat.finish(network, alike.get(seat.run.fingerprint), pause)
         for seat, network in zip(seats, networks, strict=True)
     ]
     return [failure for failure in told if failure is not None]
@@ -396,10 +426,9 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
     wanted = {model_key(run, spec): run for run in plan.runs}
     path = store.root / plan.config.experiment.name / "costs.json"
     conditions = {"device": str(device), "threads": THREADS, "torch": torch.__version__}
-    if path.is_file():
-        there = read_json(path)
-        if wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
-            return
+    there = store.read(path)
+    if there and wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
+        return
     networks = [finished_network(run, spec, device) for run in wanted.values()]
     single = [_runner(network, spec, device, 1) for network in networks]
     times = latencies(single, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 import typer
 
 import kdrun
-from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError
+from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError, printable
 from kdrun.interrupts import leave_on_interrupt
 from kdrun.machine import Neighbours, crowded, keep_freed_memory, told_size
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kdrun.config import Config
     from kdrun.console import Console
     from kdrun.experiment import Experiment
+    from kdrun.store import Store
 
 Format = Literal["text", "md", "csv", "json", "latex"]
 
@@ -92,6 +94,7 @@ class Shown(NamedTuple):
 def main() -> NoReturn:
     """Run a command; every failure a user can cause is one message and an exit code."""
     leave_on_interrupt()
+    _have_streams()
     try:
         code = app(prog_name="kdrun", standalone_mode=False) or 0
         sys.stdout.flush()
@@ -100,19 +103,58 @@ def main() -> NoReturn:
         _complain(str(error))
     except typer.Abort:
         code = 130
-    except BrokenPipeError:
+    except OSError as error:
         code = 1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(_of_the_system(error))
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        if told := _out_of_memory(error):
+            code = 1
+            _complain(told)
+        elif hasattr(error, "format_message"):
+            code = 2
+            _complain(error.format_message() or "which command?")
+        else:
             raise
-        code = 2
-        _complain(error.format_message() or "which command?")
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would say so, at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
+def _have_streams() -> None:
+    """Have all three streams, or the next file to be opened would be one; what a terminal cannot show is escaped."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, and where."""
+    if isinstance(error, BrokenPipeError):
+        return "stdout was closed before all was printed; what was finished is stored"
+    where = printable(os.fsdecode(error.filename)) if error.filename else "stdout"
+    return f"{where}: {error.strerror or error}"
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """What is said where there was no memory left; None where something else is wrong."""
+    if isinstance(error, MemoryError) or "torch" in sys.modules:
+        from kdrun.memory import ran_out, told
+
+        return told(error) if ran_out(error) else None
+    return None
+
+
 def _complain(text: str) -> None:
-    print(f"error: {text}" if "\n" not in text else text, file=sys.stderr)
+    from kdrun.console import if_heard
+
+    with if_heard():
+        print(printable(f"error: {text}" if "\n" not in text else text, lines=True), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -317,6 +359,7 @@ def _told_after(tell: Callable[[], None]) -> Iterator[None]:
 
 def _name_without_torch(config: Path, out: Path) -> str:
     """The name of a config's experiment; says so where the config has changed since it was run."""
+    from kdrun.store import read_json
     from kdrun.yamlsource import Source, default_name
 
     source = Source.read(config)
@@ -325,7 +368,7 @@ def _name_without_torch(config: Path, out: Path) -> str:
     if ran.is_file() and ran.read_text() != source.text:
         _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
     resolved = out / name / "resolved.json"
-    overrides = json.loads(resolved.read_text()).get("overrides") if resolved.is_file() else None
+    overrides = read_json(resolved)["overrides"] if resolved.is_file() else None
     if overrides:
         _note(f"{config}: was last run with --set {' --set '.join(overrides)}", quiet=False)
     return name
@@ -338,12 +381,19 @@ def _experiment(config: Config, out: Path, quiet: bool) -> Iterator[Experiment]:
     from kdrun.console import Console
     from kdrun.experiment import Experiment
     from kdrun.interrupts import stop_on_signals
-    from kdrun.store import Store
 
     console = Console(quiet)
     _tell_of_neighbours(console, NEIGHBOURS.busy_cores)
     with stop_on_signals() as stop:
-        yield Experiment(config, Store(out), console, stop, command_line())
+        yield Experiment(config, _store(out), console, stop, command_line())
+
+
+def _store(out: Path) -> Store:
+    """The folder of runs; what of it is damaged is told on stderr."""
+    from kdrun.console import Console
+    from kdrun.store import Store
+
+    return Store(out, Console().warn)
 
 
 def _config(
@@ -433,9 +483,8 @@ def _print_comparison(
 ) -> dict[str, Any]:
     """Print the rows on stdout, where they are also written; with ``demand``, a missing run is a failure."""
     from kdrun import compare as comparing
-    from kdrun.store import Store
 
-    store = Store(out)
+    store = _store(out)
     parts = comparing.materials(store, names)
     extras = comparing.Extras(shown.bootstrap, shown.pairs)
     compared = comparing.comparison(parts, extras, wanted) if wanted else comparing.comparison(parts, extras)
@@ -481,8 +530,9 @@ def _print(compared: dict[str, Any], shown: Shown) -> None:
 
 
 def _note(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr)
+    from kdrun.console import Console
+
+    Console(quiet).say(text)
 
 
 # ----------------------------------------------------------------------------------------- looking at
@@ -505,10 +555,9 @@ def check(
 ) -> None:
     """Everything short of training: models, taps, adapters, one batch through every loss; size and time estimated."""
     from kdrun import checking, profiling
-    from kdrun.store import Store
     from kdrun.terminal import print_table
 
-    read, store = _config(config, device, seeds, set_, plugin), Store(out)
+    read, store = _config(config, device, seeds, set_, plugin), _store(out)
     told = checking.check(read, store, lambda text: _note(text, quiet), on_device=profile)
     profiles = profiling.profile(told.plan, told.dataset, store, told.device) if profile else []
     if json_:
@@ -659,11 +708,10 @@ def _layer_lines(table: Any) -> list[str]:
 @app.command(epilog="Example: kdrun status")
 def status(out: Out = Path("runs"), json_: Json = False) -> None:
     """The runs under --out, with progress, failures and sizes, and what is kept there to be read again."""
-    from kdrun.store import Store
     from kdrun.store.housekeeping import entries, shelved
     from kdrun.terminal import print_table
 
-    store = Store(out)
+    store = _store(out)
     runs, kept = entries(store), shelved(store)
     if json_:
         found = [{"kind": "run", **vars(e)} for e in runs] + [{"kind": "cache", **vars(e)} for e in kept]
@@ -692,7 +740,6 @@ def clean(
     ] = False,
 ) -> None:
     """Delete runs that are unfinished, or that no config asks for any more, after a preview."""
-    from kdrun.store import Store
     from kdrun.store.housekeeping import (
         Entry,
         Shelved,
@@ -704,7 +751,7 @@ def clean(
         shelved,
     )
 
-    store = Store(out)
+    store = _store(out)
     runs = [] if cache else disposable(entries(store))
     kept = disposable_of_shelf(shelved(store), all_=cache)
     useless: list[Entry | Shelved] = [*runs, *kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from kdrun.report.words import remarks
 from kdrun.statistics import inference, scores, summary
 from kdrun.statistics.inference import Difference
 from kdrun.statistics.resampling import Resamples
-from kdrun.store import Result, Store, read_json, write_json
+from kdrun.store import Result, Store, read_json
 from kdrun.store.files import write_text
 
 KEYS = [
@@ -183,7 +184,7 @@ def comparison(
 def write(store: Store, compared: dict[str, Any], several: bool, mixed: bool = False) -> Path:
     """Write ``comparison.json``, ``.md`` and ``.csv``; the folder they are in."""
     folder = store.root / (f"compare-{compared['name']}" if several else compared["name"])
-    write_json(folder / "comparison.json", compared)
+    write_text(folder / "comparison.json", json.dumps(compared, indent=1, allow_nan=False) + "\n")
     write_text(folder / "comparison.md", table.markdown(compared, mixed))
     write_text(folder / "comparison.csv", table.csv_text(compared))
     return folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +12,19 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kdrun.errors import printable
+
 FIGURES = 60
 """Columns of a terminal that the bar, the count, the rate and the time left take."""
+
+
+@contextmanager
+def if_heard() -> Iterator[None]:
+    """Print to stderr in the block; where nobody reads it any more (``2>&1 | head``), go on in silence."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Console:
@@ -30,17 +43,22 @@ class Console:
     def say(self, text: str, style: str = "") -> None:
         """A line, unless quiet."""
         if not self.quiet:
-            self._rich.print(escape(text), style=style)
+            self._print(text, style)
 
-    def say_once(self, text: str) -> None:
-        """A line, unless it was said before."""
-        if text not in self._said:
-            self._said.add(text)
-            self.say(text)
+    def say_once(self, *texts: str) -> None:
+        """A line of each text that was not said before."""
+        for text in texts:
+            if text not in self._said:
+                self._said.add(text)
+                self.say(text)
 
     def warn(self, text: str) -> None:
         """A line that even ``--quiet`` does not hide."""
-        self._rich.print(escape(text), style="yellow")
+        self._print(text, "yellow")
+
+    def _print(self, text: str, style: str) -> None:
+        with if_heard():
+            self._rich.print(escape(printable(text, lines=True)), style=style)
 
     @contextmanager
     def training(self, title: str, steps: int, done: int, epochs: int) -> Iterator[None]:

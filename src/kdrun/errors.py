@@ -9,7 +9,8 @@ instead::
     ├── DataError                   1   the data set's files
     ├── WeightsError                1   a file of weights
     ├── DeviceError                 1   the device is not there
-    ├── StoreError                  1   the folder of runs: locked, missing, damaged
+    ├── StoreError                  1   the folder of runs: locked, missing, full
+    │   └── DamagedError            1   a file in it is not what was written
     ├── TrainingError               1   a student or a whole group stopped
     │   └── OutOfMemory             1   there was no memory left for it
     ├── GateError                   3   a comparison does not come to what was demanded of it
@@ -85,7 +86,11 @@ class GateError(KdrunError):
 
 
 class StoreError(KdrunError):
-    """The folder of runs is locked by another process, damaged, or lacks what was asked for."""
+    """The folder of runs is locked by another process, cannot be written, or lacks what was asked for."""
+
+
+class DamagedError(StoreError):
+    """A file in the folder of runs is gone, or its bytes are not those that were written."""
 
 
 class TrainingError(KdrunError):
@@ -114,6 +119,13 @@ class Mismatch(Exception):
         super().__init__(message)
         self.hint = hint
         self.key = key
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """The text with all escaped that a terminal would not print, or would obey; ``lines`` keeps its line ends."""
+    if lines:
+        return "\n".join(map(printable, text.split("\n")))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:

@@ -33,6 +33,13 @@ def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndar
     return {name: torch.cat(part).numpy() for name, part in parts.items()}
 
 
+def paused(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
+    """The batches, with a ``pause`` before each: a pass over a large split is not deaf to a signal."""
+    for batch in batches:
+        pause()
+        yield batch
+
+
 def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
     """Every score of a split; none where an output is not finite."""
     predictions = predict(predictor, batches)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping, memory, rehearsal, split
+from kdrun import assembly, bookkeeping, memory, rehearsal, room, split
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
@@ -49,10 +49,10 @@ class Experiment:
         """Train what of a plan is not finished, group by group, each in parts that fit into the memory."""
         spec, todo = self.dataset.spec, [run for run in wanted.runs if self.finished(run) is None]
         rehearsed = rehearsal.rehearse(wanted, spec, self.device) if todo else []
-        for sentence in [sentence for one in rehearsed for sentence in one.compared]:
-            self.console.say_once(sentence)
+        self.console.say_once(*(sentence for one in rehearsed for sentence in one.compared))
         if todo:
             assembly.load(self.config, self.dataset, self.device, self.store.shelf, self.console.say)
+            room.demand_room(self.store, wanted, todo, rehearsed, self.dataset)
         bookkeeping.open_folder(self.store, self.plan, spec, self.device, self.command)
         self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):
@@ -62,7 +62,8 @@ class Experiment:
 
     def finished(self, run: Run) -> Result | None:
         """The finished result of a run, wherever it lies."""
-        return self.store.find(run.fingerprint, f"{self.config.experiment.name}/{run.folder}")
+        folder = f"{self.config.experiment.name}/{run.folder}"
+        return self.store.find(run.fingerprint, folder, prove=True)
 
     def train(self, group: list[Run]) -> None:
         """Train a group, in halves where the memory runs out; a teacher's failure ends all."""
@@ -83,13 +84,13 @@ class Experiment:
                 for run in one.teachers.values()
             }
             pupils = [seat for seat in seats if seat.run.weights is None]
+            bookkeeping.staff(pupils, teachers, self.store)
+            keeper = bookkeeping.Keeper(pupils, self.stop)
             if pupils:
-                bookkeeping.staff(pupils, teachers, self.store)
                 students = [seat.student for seat in pupils]
-                keeper = bookkeeping.Keeper(pupils, self.stop)
                 with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
                     fit(students, self.dataset, group[0].training.epochs, self.console, keeper.pause)
-            return [TrainingError(failure) for failure in bookkeeping.finish(seats, teachers)]
+            return [TrainingError(failure) for failure in bookkeeping.finish(seats, teachers, keeper.pause)]
 
     def check_teachers(self, runs: Iterable[Run]) -> None:
         """Raises ``TrainingError`` where a teacher scores under its ``expect``."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from kdrun.errors import Interrupted
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 class Stop:
@@ -44,14 +46,23 @@ class Stop:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if not self.waits or (self.signal is not None and number == signal.SIGINT):
-            os._exit(128 + number)
+            _leave(number)
         self.signal = signal.Signals(number)
-        os.write(2, f"\n{self.signal.name}: saving after this step (again: stop at once)\n".encode())
+        with suppress(OSError):
+            os.write(2, f"\n{self.signal.name}: saving after this step (Ctrl-C: stop at once)\n".encode())
 
 
 def leave_on_interrupt() -> None:
     """End the process at SIGINT: before a training there is nothing to save, and torch aborts inside its import."""
-    signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+    signal.signal(signal.SIGINT, lambda number, _frame: _leave(number))
+
+
+def _leave(number: int) -> None:
+    """End the process at once, with a word; a bar that it cuts off had hidden the cursor of the terminal."""
+    cursor = SHOW_CURSOR if os.isatty(2) else ""
+    with suppress(OSError):  # whoever read it may be gone
+        os.write(2, f"{cursor}\n{signal.Signals(number).name}: stopped\n".encode())
+    os._exit(128 + number)
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 """What ``mallopt`` of the GNU C library calls its parameters."""
+PR_SET_PDEATHSIG = 1
+"""What ``prctl`` of Linux calls the signal at the parent's end."""
 GROWTH = 64 << 20
 """Bytes by which the heap grows."""
 CONTAINER = Path("/sys/fs/cgroup")
@@ -35,6 +38,12 @@ def return_freed_memory() -> None:
     """Give the system back what the allocator keeps, so that it counts as available; nothing without glibc."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+def end_with_parent() -> None:
+    """Have this process killed as soon as the one that started it is gone, however it went; for Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def available_memory() -> int:

@@ -52,7 +52,7 @@ def watched() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        raise OutOfMemory(_told(error)) from error
+        raise OutOfMemory(told(error)) from error
 
 
 def ran_out(error: BaseException) -> bool:
@@ -61,14 +61,15 @@ def ran_out(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT))
 
 
-def _told(error: BaseException) -> str:
-    """What ran out, and how much was asked for where torch says it."""
+def told(error: BaseException) -> str:
+    """What ran out, how much was asked for where torch says it, and how much of it there is."""
     of_machine = isinstance(error, MemoryError) or any(words in str(error) for words in OF_MACHINE)
     what = f"the memory of the {'machine' if of_machine else 'GPU'} ran out"
     asked = re.search(r"tried to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
-    if asked is None or asked[2] not in UNITS:
-        return what
-    return f"{what} where {told_size(float(asked[1]) * UNITS[asked[2]])} more were asked for"
+    if asked is not None and asked[2] in UNITS:
+        what += f" where {told_size(float(asked[1]) * UNITS[asked[2]])} more were asked for"
+    free = available_memory() if of_machine or not torch.cuda.is_available() else torch.cuda.mem_get_info()[0]
+    return f"{what} ({told_size(free)} are free)"
 
 
 def let_go(error: BaseException) -> None:

@@ -37,9 +37,9 @@ MOST_SAMPLES = 4096
 class Rehearsed:
     """What dry steps of a run, of so many ``samples``, showed.
 
-    Sizes, seconds of its step and its teachers' passes, weighted terms, and which layers are compared with which;
-    whether it takes its steps together with others that are ``stackable``, and whether what its losses look at can be
-    ``looked_up`` where the samples allow it.
+    Sizes (of a checkpoint in bytes), seconds of its step and its teachers' passes, weighted terms, and which layers are
+    compared with which; whether it takes its steps together with others that are ``stackable``, and whether what its
+    losses look at can be ``looked_up`` where the samples allow it.
     """
 
     run: Run
@@ -49,6 +49,7 @@ class Rehearsed:
     teacher_parameters: dict[str, int]
     samples: int
     activation_bytes: int
+    checkpoint_bytes: int
     stackable: bool
     looked_up: bool
     step_seconds: float
@@ -165,6 +166,7 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
         teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
         samples=size,
         activation_bytes=activation_bytes,
+        checkpoint_bytes=student.checkpoint({}).bytes,
         stackable=run.training.stack and why_not(student) is None,
         looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
         step_seconds=seconds,

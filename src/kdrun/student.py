@@ -152,7 +152,10 @@ class Student:
     def begin_step(self) -> None:
         """Seed what the step draws; at the first step of an epoch, and after a resume, take up what it changes."""
         seed_device(derive(self.draw.seed, "step", self.position), self.device)
-        epoch = self.position // self.steps_per_epoch
+        self._enter(self.position // self.steps_per_epoch)
+
+    def _enter(self, epoch: int) -> None:
+        """Take up what an epoch changes."""
         if epoch == self._epoch:
             return
         self._epoch = epoch
@@ -331,6 +334,7 @@ class Student:
     def close_epoch(self, validation: dict[str, float] | None, metric: str) -> None:
         """Write the epoch's line of the log, and keep the weights if they are the best on validation."""
         self.flush()
+        self._enter(self.epochs_closed)  # where it was stopped after the epoch's last step
         weights = self.objective.weights
         terms = {
             name: {

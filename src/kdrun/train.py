@@ -11,7 +11,7 @@ from torch import Tensor
 from kdrun.console import Console
 from kdrun.contracts import Batch, Dataset, Draw, Outputs, Teacher
 from kdrun.errors import TrainingError
-from kdrun.evaluate import not_finite, score
+from kdrun.evaluate import not_finite, paused, score
 from kdrun.stack import teams
 from kdrun.student import REPORT_EVERY, Failure, Lesson, Student
 
@@ -26,14 +26,15 @@ def fit(
     """Train students in lock step: every batch is drawn once, and each teacher sees it once.
 
     Students may stand at different steps (they were stopped, or joined later): each takes part from its own
-    step on. ``pause`` is called between two steps, when all state is consistent; it saves and may raise.
+    step on. ``pause`` is called between two steps, and between two batches of the validation split, when all state is
+    consistent; it saves and may raise.
     A student with a ``failure`` drops out; raises ``TrainingError`` where its batch or a teacher was not finite.
     """
     steps = students[0].steps_per_epoch
     start = min(student.position for student in students)
     running = [student for student in students if student.failure is None]
     learning: list[Student] = []
-    for epoch in range(start // steps, epochs):
+    for epoch in range(min(student.epochs_closed for student in students), epochs):
         dataset.refresh(epoch, running)
         first = max(start - epoch * steps, 0)
         streams = {draw: dataset.batches(draw, epoch, first) for draw in {s.draw: None for s in running}}
@@ -57,7 +58,7 @@ def fit(
                     return
         for student in running:
             if student.position == (epoch + 1) * steps and student.epochs_closed == epoch:
-                student.close_epoch(_validation(student, dataset), dataset.config.metric)
+                student.close_epoch(_validation(student, dataset, pause), dataset.config.metric)
         console.epoch(epoch + 1, epochs, _told(running))
     pause()
 
@@ -88,10 +89,10 @@ def _healthy(student: Student, dataset: Dataset, console: Console) -> bool:
     return False
 
 
-def _validation(student: Student, dataset: Dataset) -> dict[str, float] | None:
+def _validation(student: Student, dataset: Dataset, pause: Callable[[], None]) -> dict[str, float] | None:
     if dataset.config.validation == 0:
         return None
-    return score(student.exported(), dataset.split("validation"))
+    return score(student.exported(), paused(dataset.split("validation"), pause))
 
 
 def _told(students: Sequence[Student]) -> str:

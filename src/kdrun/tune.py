@@ -22,7 +22,7 @@ from kdrun.optimization import Training
 from kdrun.plan import Plan, Run, plan
 from kdrun.randomness import derive
 from kdrun.split import together
-from kdrun.store import read_json, write_json
+from kdrun.store import write_json
 from kdrun.store.files import write_text
 from kdrun.yamlsource import Source, as_yaml
 
@@ -256,7 +256,7 @@ class Tuning:
         The trials of a longer tuning of the same spaces stay named: it may go on.
         """
         path, told = self.experiment.store.root / self.name / "tuning.json", self.told()
-        before = read_json(path) if path.is_file() else {}
+        before = self.experiment.store.read(path) or {}
         same = [*map(_spaces, before.get("chosen", []))] == [*map(_spaces, told["chosen"])]
         runs = [*self.teachers.values(), *(t.run for s in self.searches for t in s.trials if t.run)]
         earlier = before.get("fingerprints", []) if same else []

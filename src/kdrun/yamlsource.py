@@ -22,7 +22,7 @@ import yaml.reader
 import yaml.resolver
 import yaml.scanner
 
-from kdrun.errors import ConfigError, Path, Problem, did_you_mean
+from kdrun.errors import ConfigError, Path, Problem, did_you_mean, printable
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -159,11 +159,6 @@ def _span(start: yaml.Mark, end: yaml.Mark | None = None) -> Span:
 
 def _words(mark: yaml.Mark) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}"
-
-
-def _shown(text: str) -> str:
-    """The text with all that a terminal would not print, or would obey, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _width(text: str) -> int:
@@ -565,7 +560,7 @@ class Source:
 
     def _refusal(self, faults: list[Fault]) -> ConfigError:
         faults = sorted(faults, key=_order)
-        lines = [f"{len(faults)} problems in {_shown(self.name)}"] if len(faults) > 1 else []
+        lines = [f"{len(faults)} problems in {printable(self.name)}"] if len(faults) > 1 else []
         for spot, problem in faults:
             where = self._dotted(problem.path, problem.on_key)
             lines.append(_line(self._told_place(spot), where, problem))
@@ -575,7 +570,7 @@ class Source:
 
     def _told_place(self, spot: Spot) -> str:
         at = f"{self.name}:{spot.line}:{spot.column}" if isinstance(spot, Span) else spot or self.name
-        return _shown(at)
+        return printable(at)
 
     @cached_property
     def _lines(self) -> list[str]:
@@ -588,9 +583,9 @@ class Source:
         left = max(0, column - EXCERPT // 2)
         right = left + EXCERPT
         stop = min(len(line.rstrip()) if span.stop is None else span.stop - 1, right)
-        before = ("…" if left else "") + _shown(line[left:column])
-        marked = _shown(line[column:stop])
-        after = _shown(line[max(stop, column) : right]) + ("…" if line[right:] else "")
+        before = ("…" if left else "") + printable(line[left:column])
+        marked = printable(line[column:stop])
+        after = printable(line[max(stop, column) : right]) + ("…" if line[right:] else "")
         yield f"{span.line:>4} | {before}{marked}{after}".rstrip()
         yield f"     | {' ' * _width(before)}{'^' * max(1, _width(marked))}"
 
@@ -607,7 +602,7 @@ class Source:
 
 def _line(place: str, where: str, problem: Problem) -> str:
     words = f"{problem.message}; {problem.hint}" if problem.hint else problem.message
-    return _shown(": ".join(part for part in (place, where, words) if part))
+    return printable(": ".join(part for part in (place, where, words) if part))
 
 
 def _told(place: str, message: str, hint: str = "") -> ConfigError:

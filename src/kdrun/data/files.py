@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from kdrun.data.augmentation import Augmentation, PictureConfig, form
 from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
 from kdrun.errors import DataError, StoreError, did_you_mean
-from kdrun.machine import told_size
+from kdrun.machine import available_memory, told_size
 from kdrun.memory import room_for_data
 
 WORTH_KEEPING = 64_000_000
@@ -37,6 +39,8 @@ IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What file managers leave in folders, apart from hidden files."""
 CHANNELS = {1, 3, 4}
 """Sizes by which the axis of the channels is known."""
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What pictures may be, as Pillow calls it: all that it decodes by itself. PostScript, for one, is a program."""
 
 
 # --------------------------------------------------------------------------------- a folder of pictures
@@ -48,7 +52,9 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
     Bilinear, with antialiasing where it shrinks; of 16 bits of grey the upper 8 are kept; an animation's first
     picture is taken. Raises whatever Pillow raises for a broken file.
     """
-    with Image.open(path) as image:
+    if not path.is_file():  # or a pipe would be waited for
+        raise ValueError("is not there, or no regular file")
+    with Image.open(path, formats=_formats()) as image:
         picture: Image.Image = image
         if image.mode == "F":
             raise ValueError("pictures of floating-point numbers have no known range")
@@ -56,6 +62,13 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
             picture = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
         return np.array(picture).transpose(2, 0, 1)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of the ``FORMATS`` that this Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
@@ -77,7 +90,8 @@ def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
     def attempts(start: int) -> list[str | None]:
         return [attempt(position) for position in range(start, min(start + AT_ONCE, len(paths)))]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of what is odd, and can be read nevertheless
         results = pool.map(attempts, range(0, len(paths), AT_ONCE))
         broken = [failure for several in results for failure in several if failure is not None]
     if broken:
@@ -169,7 +183,7 @@ class ImageFolder(SampleSet):
         size = config.size if isinstance(config.size, list) else [config.size] * 2
         self._size = (size[0], size[1])
         self._describe(Spec({VIEW: (3, *self._size)}, len(classes)))
-        self.classes = classes
+        self.classes = [os.fsencode(name).decode(errors="replace") for name in classes]
         self._train, self._train_labels = _list(train, classes)
         self._test, self._test_labels = _list(test, classes) if test else ([], [])
         self.samples = len(self._train)
@@ -272,7 +286,10 @@ def _visible(name: str) -> bool:
 
 def _class_folders(folder: Path) -> list[str]:
     """The sorted names of the folders in a folder; raises ``DataError`` where they are fewer than two."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
+    except OSError as error:
+        raise _closed(error) from error
     if len(names) < 2:
         raise DataError(
             f"dataset.root: {folder} has {len(names)} class folders ({', '.join(names) or 'none'}), and at least "
@@ -307,9 +324,20 @@ def _list(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = filter(_visible, folders)
         yield from (Path(place, name) for name in names if _visible(name))
+
+
+def _refuse(error: OSError) -> None:
+    raise _closed(error) from error
+
+
+def _closed(error: OSError) -> DataError:
+    """What is said of a folder whose pictures would be missing without a word."""
+    return DataError(
+        f"dataset.root: {error.filename}: cannot be read: {error.strerror}; mend its permissions"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- arrays
@@ -386,9 +414,12 @@ XY = tuple[np.ndarray, np.ndarray]
 def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[str]]:
     """The training part, the test part if there is one, and no names of columns."""
     try:
+        _demand_modest(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file fails in any way
         reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error) or "it is empty"
         raise DataError(
             f"{path}: cannot be read as .npz: {reason}; write it by numpy.savez(FILE, x=…, y=…)"
@@ -402,6 +433,29 @@ def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[s
     raise DataError(
         f"{path}: holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test, y_test"
     )
+
+
+def _demand_modest(path: Path) -> None:
+    """Raise ``DataError`` for an archive with more in it than memory takes, or with less than its arrays claim."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        inside, room = sum(entry.file_size for entry in entries), available_memory()
+        if inside > room:
+            raise DataError(
+                f"{path}: unpacks to {told_size(inside)}, and {told_size(room)} of memory are free"
+            )
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0
+                if version > (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+                if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
+                    raise DataError(
+                        f"{path}: {entry.filename} says that it is {shape} {kind}, and holds "
+                        f"{told_size(entry.file_size)}; save the arrays again"
+                    )
 
 
 def _demand_rows(x: np.ndarray, y: np.ndarray, name: str, path: Path) -> None:

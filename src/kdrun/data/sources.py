@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdrun.errors import DataError
+from kdrun.machine import end_with_parent
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Processes that decode pictures for a set that fits nowhere."""
@@ -133,7 +135,7 @@ class Streamed:
             num_workers=WORKERS,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # its own, or it draws from the global one
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_belong_to_the_parent,
         )
         try:
             for pictures in loader:
@@ -141,12 +143,21 @@ class Streamed:
         except DataError as error:  # its text ends with the worker's own error
             error.__traceback__ = None  # it would keep the workers alive until they are killed, seconds later
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+        except RuntimeError as error:  # that one is gone is all that torch knows
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a process that decodes pictures was ended from outside, perhaps for want of memory or of room in "
+                "/dev/shm; the same command goes on from the last checkpoint"
+            ) from error
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """A Ctrl-C reaches workers, too; who saves and says so is the process that trains, which then ends them."""
+def _belong_to_the_parent(_worker: int) -> None:
+    """A Ctrl-C reaches workers, too; who saves and says so is the process that trains, and they end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+    warnings.simplefilter("ignore")  # of what is odd in a picture, and can be read nevertheless
 
 
 class _ChannelsLast:

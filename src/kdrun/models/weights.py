@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from kdrun.contracts import Model
 from kdrun.errors import WeightsError
+from kdrun.machine import told_size
 
 State = dict[str, Tensor]
 
@@ -84,6 +86,7 @@ def _read_safetensors(path: Path) -> Any:
 
 def _unpickle(path: Path) -> Any:
     """What PyTorch's restricted reader makes of a file; it builds tensors and plain containers only."""
+    _demand_unpacked(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of here, it also refuses
@@ -99,6 +102,20 @@ def _unpickle(path: Path) -> Any:
         raise WeightsError(
             f"{path}: cannot be read as weights: {type(error).__name__}: {reason}; {_advice()}"
         ) from error
+
+
+def _demand_unpacked(path: Path) -> None:
+    """Raise ``WeightsError`` for an archive that holds more than its bytes: PyTorch packs nothing, bombs do."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # no archive, or a broken one: the reader says so
+        return
+    if inside > path.stat().st_size:
+        raise WeightsError(
+            f"{path}: would unpack to {told_size(inside)}, and is {told_size(path.stat().st_size)} long, as no file of "
+            f"weights is; {_advice()}"
+        )
 
 
 def _advice() -> str:
@@ -122,6 +139,11 @@ def _check(name: object, value: object, path: Path) -> None:
     plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
     if not isinstance(name, str) or not isinstance(value, Tensor) or not plain or value.is_meta:
         raise WeightsError(f"{path}: '{name}' is no tensor of weights but {_described(value)}; {_advice()}")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path}: '{name}' is {_shape(value)} and has {told_size(value.untyped_storage().nbytes())} of values to "
+            f"show for it; {_advice()}"
+        )
     if value.is_floating_point() and not value.float().isfinite().all():
         raise WeightsError(f"{path}: '{name}' holds values that are not finite; these weights are broken")
 

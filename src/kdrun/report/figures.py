@@ -352,8 +352,8 @@ class Matrix(NamedTuple):
         low, high = self.ends
         axes.imshow(self.values, cmap=self.colours, vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(below)), below, rotation=45, ha="right")
-        axes.set_yticks(range(len(beside)), beside)
+        axes.set_xticks(range(len(below)), below, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(beside)), beside, parse_math=False)
         if self.values.size <= MANY_CELLS:
             for (row, column), value in np.ndenumerate(self.values):
                 share = (value - low) / max(high - low, 1e-9)

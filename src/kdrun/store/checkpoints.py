@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kdrun.store.files import digest, read_json, write_bytes, write_json
+from kdrun.store.files import demand, digest, reached, read_json, read_whole, write_bytes, write_json
 
 KEPT = 2
 
@@ -25,40 +25,46 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
 
+    @property
+    def bytes(self) -> int:
+        """About what it takes on the disk."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def save(self, folder: Path, fingerprint: str) -> None:
         """Write ``checkpoint-<step>/`` with its manifest last, then drop all but the newest two.
 
-        Those of later steps are dropped too: they were passed over as damaged when this run went on.
+        None is dropped before the new one is read back as it was written. Those of later steps are dropped too: they
+        were passed over as damaged when this run went on; and what a writer that was killed left unfinished.
         """
         target = folder / f"checkpoint-{self.step}"
         contents = {
             "state.safetensors": safetensors.numpy.save(self.arrays),
             "state.json": json.dumps(self.state).encode(),
         }
+        for path in {target, *_folders(folder)} - {path for path in _whole(folder) if path != target}:
+            _drop(path)
         for name, data in contents.items():
             write_bytes(target / name, data)
         files = {name: digest(data) for name, data in contents.items()}
         write_json(target / "manifest.json", {"fingerprint": fingerprint, "step": self.step, "files": files})
-        found = _folders(folder)
-        kept = [path for step, path in found if step <= self.step][-KEPT:]
-        for _, path in found:
+        demand(target, files)
+        kept = [path for path in _whole(folder) if _step(path) <= self.step][-KEPT:]
+        for path in _folders(folder):
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                _drop(path)
 
 
 def newest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of a fingerprint, and a sentence about each damaged one passed over."""
     damaged: list[str] = []
-    for step, path in reversed(_folders(folder)):
+    for path in reversed(_whole(folder)):
         try:
             manifest = read_json(path / "manifest.json")
-            contents = {name: (path / name).read_bytes() for name in manifest["files"]}
-            if any(digest(data) != manifest["files"][name] for name, data in contents.items()):
-                raise ValueError("its bytes are not those that were written")
-            if manifest["fingerprint"] != fingerprint:
+            contents = {name: read_whole(path / name, known) for name, known in manifest["files"].items()}
+            if (manifest["fingerprint"], manifest["step"]) != (fingerprint, _step(path)):
                 continue
             arrays = safetensors.numpy.load(contents["state.safetensors"])
-            return Checkpoint(step, arrays, json.loads(contents["state.json"])), damaged
+            return Checkpoint(_step(path), arrays, json.loads(contents["state.json"])), damaged
         except Exception as error:
             damaged.append(f"{path}: passed over: {error}")
     return None, damaged
@@ -66,11 +72,31 @@ def newest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]
 
 def remove_all(folder: Path) -> None:
     """Drop every checkpoint of a finished run."""
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in _folders(folder):
+        _drop(path)
 
 
-def _folders(folder: Path) -> list[tuple[int, Path]]:
+def _drop(path: Path) -> None:
+    """Its manifest first, so that what is left of it after a crash does not count."""
+    reached("checkpoint/dropping")
+    (path / "manifest.json").unlink(missing_ok=True)
+    reached("checkpoint/half-dropped")
+    shutil.rmtree(path, ignore_errors=True)
+    reached("checkpoint/dropped")
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """All that look like checkpoints, oldest first."""
+    found = [
+        path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()
+    ]
+    return sorted(found, key=_step)
+
+
+def _whole(folder: Path) -> list[Path]:
     """The checkpoints that have a manifest, oldest first."""
-    found = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
-    return sorted((int(n), path) for n, path in found if n.isdigit() and (path / "manifest.json").is_file())
+    return [path for path in _folders(folder) if (path / "manifest.json").is_file()]

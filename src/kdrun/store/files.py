@@ -1,15 +1,45 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and JSON that says when it is not what was written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import secrets
+import shutil
+import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdrun.errors import StoreError
+from kdrun.errors import DamagedError, StoreError
+from kdrun.machine import told_size
+
+FORMAT = 2
+"""Of all that is written here, raised when an older kdrun could not read it. What is of format 1 has no seal."""
+SEAL = ',\n "sha256": "'
+"""What begins the last entry of a JSON file: the hash of all bytes before it."""
+ANEW = "the command that made it makes it anew"
+"""What is said of everything that is damaged."""
+TEMPORARY = "tmp"
+"""How files end that are not finished."""
+KILL_AT = os.environ.get("KDRUN_KILL_AT", "")
+"""For tests: ``FILE/STAGE`` or ``FILE/STAGE:N``, where (at the Nth time) the process kills itself as it writes."""
+STAGES = ("opened", "half", "written", "synced", "replaced", "done")
+"""What a file goes through until it counts."""
+
+_times = 0
+
+
+def reached(point: str) -> None:
+    """A point of the save path; where ``KILL_AT`` names it, the process ends there as by a power cut."""
+    name, _, number = KILL_AT.partition(":")
+    if name == point:
+        global _times
+        _times += 1
+        if _times == int(number or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -17,19 +47,55 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises ``StoreError`` where the disk or the permissions do not allow it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _write(path, data, take=os.replace)
+
+
+def _write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> None:
+    """Write a file beside its place, and then ``take`` the place."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{TEMPORARY}")
+    stages = (f"{path.name}/{stage}" for stage in STAGES)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
+        make_folder(path.parent)
+        with open(temporary, "xb") as file:
+            reached(next(stages))
+            file.write(memoryview(data)[: len(data) // 2])
             file.flush()
+            reached(next(stages))
+            file.write(memoryview(data)[len(data) // 2 :])
+            file.flush()
+            reached(next(stages))
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        reached(next(stages))
+        take(temporary, path)
+        reached(next(stages))
         sync_folder(path.parent)
+        reached(next(stages))
     except OSError as error:
+        raise StoreError(refusal(path, len(data), error)) from error
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({len(data):,} bytes): {error.strerror}") from error
+
+
+def refusal(path: Path, size: int, error: OSError) -> str:
+    """What is said where a file of so many bytes cannot be written: what that needs, what there is, what to do."""
+    told = f"{path}: cannot be written: {error.strerror or error}"
+    try:
+        place = next(parent for parent in path.parents if parent.is_dir())
+        free = told_size(shutil.disk_usage(place).free)
+    except (OSError, StopIteration):
+        free = "nobody can say how much"
+    return (
+        f"{told}; it needs {told_size(size)}, and {free} are free there; make room, or choose another --out"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they survive a crash."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync_folder(place.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,39 +107,88 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sweep(folder: Path, name: str = "*") -> None:
+    """Take away what writers of a file that were killed left in a folder; only where nobody else writes it."""
+    for path in folder.glob(f".{name}.*.{TEMPORARY}"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """``write_bytes`` in UTF-8."""
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """``write_bytes`` of JSON; not-a-number is refused, since it is no JSON."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a mapping that ``read_json`` knows when it is damaged; not-a-number is refused, since it is no JSON."""
+    write_bytes(path, sealed(value))
 
 
-def claim_json(path: Path, value: Any) -> bool:
-    """Write a file of JSON unless there is one; whether this process made it. Of several, one can."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.claim")
-    write_json(temporary, value)
+def claim_json(path: Path, value: dict[str, Any]) -> bool:
+    """``write_json`` unless there is a file; whether this process made it. Of several, one can."""
+    claimed = True
+
+    def take(temporary: Path, path: Path) -> None:
+        nonlocal claimed
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            claimed = False
+
+    _write(path, sealed(value), take)
+    return claimed
+
+
+def sealed(value: dict[str, Any]) -> bytes:
+    """A mapping as JSON, with its format first and the hash of it all last."""
+    text = json.dumps({"format": FORMAT, **value}, indent=1, allow_nan=False).removesuffix("\n}")
+    return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` was given.
+
+    Raises ``DamagedError`` where a byte of it is another, or the file is missing, and ``StoreError`` where a newer
+    kdrun wrote it.
+    """
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        data = path.read_bytes()
+        text, seal, end = data.rpartition(SEAL.encode())
+        value = json.loads(data)
+        written_by = value.get("format", 1)
+        if isinstance(written_by, int) and written_by > FORMAT:
+            raise StoreError(
+                f"{path}: format {written_by} is newer than this kdrun's {FORMAT}; update kdrun, or delete the file if "
+                "no newer one wrote it"
+            )
+        whole = end.decode() == f'{hashlib.sha256(text).hexdigest()}"\n}}\n' if seal else written_by == 1
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink()
-    return True
+        raise _unreadable(path, error) from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path}: is damaged: {error}; {ANEW}") from error
+    if not whole:
+        raise changed(path)
+    return {key: entry for key, entry in value.items() if key not in ("format", "sha256")}
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in a file; raises ``StoreError`` where it is missing or damaged."""
+def read_whole(path: Path, known: dict[str, Any]) -> bytes:
+    """A file's bytes; raises ``DamagedError`` where they are not those of its ``digest``."""
     try:
-        return json.loads(path.read_text())
+        data = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: is damaged: {error}; delete it to have it made again") from error
+        raise _unreadable(path, error) from error
+    if digest(data) != known:
+        raise changed(path)
+    return data
+
+
+def changed(path: Path) -> DamagedError:
+    """What is raised for a file that is not as it was written."""
+    return DamagedError(f"{path}: its bytes are not those that were written; {ANEW}")
+
+
+def _unreadable(path: Path, error: OSError) -> DamagedError:
+    return DamagedError(f"{path}: cannot be read: {error.strerror or error}; {ANEW}")
 
 
 def digest(data: bytes) -> dict[str, Any]:
@@ -85,3 +200,14 @@ def digest_of_file(path: Path) -> dict[str, Any]:
     """``digest`` of a file that may be too large to read at once."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def demand(folder: Path, files: dict[str, Any]) -> None:
+    """Raises ``DamagedError`` with the first of a manifest's ``files`` that is missing or other than was written."""
+    for name, known in files.items():
+        try:
+            found = digest_of_file(folder / name)
+        except OSError as error:
+            raise _unreadable(folder / name, error) from error
+        if found != known:
+            raise changed(folder / name)

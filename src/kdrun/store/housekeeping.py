@@ -6,19 +6,23 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun.errors import StoreError
 from kdrun.store.files import read_json
+from kdrun.store.lock import locked
 from kdrun.store.runs import Store
 from kdrun.store.shelf import at_work
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run's folder: its ``state`` (finished, failed, unfinished, at work), ``progress`` in [0, 1], size."""
+    """One run's folder, its ``progress`` in [0, 1], and its size.
+
+    ``state`` is finished, damaged, failed, unfinished or at work.
+    """
 
     folder: Path
     state: str
@@ -49,7 +53,7 @@ def shelved(store: Store) -> list[Shelved]:
 
 
 def _shelved(path: Path) -> Shelved:
-    size = _size(path)
+    size = size_of(path)
     if (busy := at_work(path)) is not None:
         return Shelved(path, "at work" if busy else "unfinished", size)
     if not (path / "manifest.json").is_file():
@@ -79,22 +83,24 @@ def _referenced(store: Store) -> set[str]:
 
 
 def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
-    size = _size(folder)
+    size = size_of(folder)
     result = store.result(folder)
     if result is not None:
         fingerprint = result.manifest["fingerprint"]
         return Entry(folder, "finished", 1.0, size, fingerprint, fingerprint in wanted)
-    begun = read_json(folder / "begun.json") if (folder / "begun.json").is_file() else {}
+    begun, failure = (store.read(folder / name) or {} for name in ("begun.json", "failure.json"))
     fingerprint = begun.get("fingerprint")
     steps = [
         int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()
     ]
     progress = max(steps, default=0) / max(begun.get("total_steps", 1), 1)
-    detail = ""
-    if (folder / "failure.json").is_file():
-        state, detail = "failed", read_json(folder / "failure.json")["what"]
-    else:
-        state = "at work" if fingerprint and _held(store.lock_file(fingerprint)) else "unfinished"
+    state, detail = "unfinished", ""
+    if fingerprint and _held(store.lock_file(fingerprint)):
+        state = "at work"
+    elif failure:
+        state, detail = "failed", failure["what"]
+    elif (folder / "result.json").is_file():
+        state, detail = "damaged", "the same command trains it again"
     return Entry(folder, state, progress, size, fingerprint, fingerprint in wanted, detail)
 
 
@@ -119,12 +125,12 @@ def disposable(found: Iterable[Entry]) -> list[Entry]:
     ]
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """The bytes of a file, or of all in a folder; what a process takes away meanwhile counts nothing."""
     files = [Path(place, name) for place, _, names in os.walk(path) for name in names]
     total = 0
     for file in files if path.is_dir() else [path]:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             total += file.lstat().st_size
     return total
 
@@ -146,18 +152,21 @@ def remove_shelved(entry: Shelved) -> None:
 
 
 def remove(store: Store, entry: Entry) -> None:
-    """Delete a run's folder and what leads to it; raises ``StoreError`` where that is not allowed.
+    """Delete a run's folder and what leads to it; raises ``StoreError`` where that is not allowed, or it is at work.
 
     A run that is unfinished here may be finished elsewhere: then its index entry stays.
     """
+    lock = store.lock_file(entry.fingerprint) if entry.fingerprint else None
     try:
-        finished = store.find(entry.fingerprint) if entry.fingerprint else None
-        if entry.fingerprint and (finished is None or finished.folder == entry.folder):
-            (store.root / "index" / f"{entry.fingerprint}.json").unlink(missing_ok=True)
-            store.lock_file(entry.fingerprint).unlink(missing_ok=True)
-        shutil.rmtree(entry.folder)
-        for parent in list(entry.folder.parents)[:3]:
-            if parent != store.root and not any(parent.iterdir()):
-                parent.rmdir()
+        with locked(lock, str(entry.folder)) if lock else nullcontext():
+            finished = store.find(entry.fingerprint) if entry.fingerprint else None
+            if lock and (finished is None or finished.folder == entry.folder):
+                lock.with_suffix(".json").unlink(missing_ok=True)
+            shutil.rmtree(entry.folder)
+            for parent in list(entry.folder.parents)[:3]:
+                if parent != store.root and not any(parent.iterdir()):
+                    parent.rmdir()
+            if lock:
+                lock.unlink()
     except OSError as error:
         raise StoreError(f"{entry.folder}: cannot be deleted: {error.strerror}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,24 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from kdrun.errors import StoreError
+from kdrun.errors import DamagedError, StoreError
 from kdrun.store import checkpoints
 from kdrun.store.checkpoints import Checkpoint
-from kdrun.store.files import claim_json, digest, read_json, write_bytes, write_json
+from kdrun.store.files import (
+    ANEW,
+    changed,
+    claim_json,
+    demand,
+    digest,
+    reached,
+    read_json,
+    read_whole,
+    sweep,
+    write_bytes,
+    write_json,
+)
 from kdrun.store.fingerprints import first_difference
 from kdrun.store.shelf import Shelf
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -30,28 +40,19 @@ class Result:
     manifest: dict[str, Any]
 
     def _bytes(self, name: str) -> bytes:
-        path, entry = self.folder / name, self.manifest["files"][name]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-        if digest(data) != entry:
-            raise StoreError(
-                f"{path}: its bytes are not those that were written; delete {self.folder} to train it again"
-            )
-        return data
+        return read_whole(self.folder / name, self.manifest["files"][name])
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The exported weights by name; raises ``StoreError`` where the file is damaged."""
+        """The exported weights by name; raises ``DamagedError``."""
         return safetensors.numpy.load(self._bytes("weights.safetensors"))
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``StoreError``."""
+        """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``."""
         with np.load(io.BytesIO(self._bytes("predictions.npz")), allow_pickle=False) as arrays:
             return dict(arrays)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The training's log, a line an epoch; raises ``StoreError`` where the file is damaged."""
+        """The training's log, a line an epoch; raises ``DamagedError``."""
         return [json.loads(line) for line in self._bytes("metrics.jsonl").decode().splitlines()]
 
 
@@ -64,8 +65,11 @@ class Workplace:
     def begin(self, total_steps: int, resolved: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
         """Mark the run as begun; the newest whole checkpoint and warnings about damaged ones.
 
-        Raises ``StoreError`` where a checkpoint was made on another device or in another precision.
+        What a writer left that was killed is swept away. Raises ``StoreError`` where a checkpoint was made on another
+        device or in another precision.
         """
+        sweep(self.folder)
+        sweep(self.store.index, f"{self.fingerprint}.*")
         checkpoint, damaged = checkpoints.newest(self.folder, self.fingerprint)
         if checkpoint is not None and checkpoint.state["resolved"] != resolved:
             raise StoreError(
@@ -105,92 +109,127 @@ class Workplace:
             contents["predictions.npz"] = buffer.getvalue()
         for name, data in contents.items():
             write_bytes(self.folder / name, data)
-        manifest = {
-            "format": FORMAT,
-            **manifest,
-            "fingerprint": self.fingerprint,
-            "inputs": self.inputs,
-            "files": {name: digest(data) for name, data in contents.items()},
-        }
+        files = {name: digest(data) for name, data in contents.items()}
+        demand(self.folder, files)
+        manifest = {**manifest, "fingerprint": self.fingerprint, "inputs": self.inputs, "files": files}
         self.store.remember(self.fingerprint, self.folder)
         write_json(self.folder / "result.json", manifest)
         (self.folder / "begun.json").unlink(missing_ok=True)
+        reached("result/closed")
         checkpoints.remove_all(self.folder)
         return Result(self.folder, manifest)
 
 
 class Store:
-    """All runs under one ``--out`` folder."""
+    """All runs under one ``--out`` folder; ``tell`` is given a sentence about each file that is damaged, once."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda sentence: None) -> None:
+        self.root, self.index = root, root / "index"
         self.shelf = Shelf(root / "cache")
+        self._tell = tell
+        self._told: set[str] = set()
+        self._proven: dict[Path, dict[str, Any]] = {}
 
     def lock_file(self, fingerprint: str) -> Path:
         """Where the lock of a run lies."""
-        return self.root / "index" / f"{fingerprint}.lock"
+        return self.index / f"{fingerprint}.lock"
 
     def remember(self, fingerprint: str, folder: Path) -> None:
         """Note where a finished run lies, so that other configs find it."""
         place = folder.relative_to(self.root).as_posix()
-        write_json(self.root / "index" / f"{fingerprint}.json", {"folder": place})
+        write_json(self.index / f"{fingerprint}.json", {"folder": place})
 
-    def find(self, fingerprint: str, folder: str = "") -> Result | None:
-        """The finished run of a fingerprint: through the index, or in the ``folder`` where it would lie."""
-        entry = self.root / "index" / f"{fingerprint}.json"
-        places = [read_json(entry)["folder"]] if entry.is_file() else []
+    def find(self, fingerprint: str, folder: str = "", prove: bool = False) -> Result | None:
+        """The finished run of a fingerprint: through the index, or in the ``folder`` where it would lie.
+
+        One that is damaged is none; with ``prove`` every byte of it is looked at, otherwise the sizes of its files.
+        """
+        entry = self.read(self.index / f"{fingerprint}.json")
+        places = [entry["folder"]] if entry else []
         places += [folder, f"{folder}-{fingerprint[:8]}"] if folder else []
         for place in places:
-            result = self.result(self.root / place)
+            result = self.result(self.root / place, prove)
             if result is not None and result.manifest["fingerprint"] == fingerprint:
                 return result
         return None
 
-    def result(self, folder: Path) -> Result | None:
-        """The finished run in a folder, if there is one whose files have their sizes.
+    def result(self, folder: Path, prove: bool = False) -> Result | None:
+        """The finished run in a folder, if there is one that is not damaged.
 
         Raises ``StoreError`` where it was written by a newer kdrun.
         """
-        path = folder / "result.json"
+        manifest = self.read(folder / "result.json")
+        if manifest is None:
+            return None
+        try:
+            files = manifest["files"]
+            for name, known in files.items():
+                if (folder / name).stat().st_size != known["bytes"]:
+                    raise changed(folder / name)
+            if prove and self._proven.get(folder) != files:
+                demand(folder, files)
+                self._proven[folder] = files
+            return Result(folder, manifest)
+        except OSError as error:
+            self._damaged(f"{error.filename}: cannot be read: {error.strerror}; {ANEW}")
+        except DamagedError as error:
+            self._damaged(str(error))
+        except (LookupError, TypeError, AttributeError):
+            self._damaged(f"{folder / 'result.json'}: is not what kdrun writes; {ANEW}")
+        return None
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """A file's JSON; None where it is missing or damaged."""
         if not path.is_file():
             return None
-        manifest = read_json(path)
-        if manifest["format"] > FORMAT:
-            raise StoreError(
-                f"{path}: format {manifest['format']} is newer than this kdrun's {FORMAT}; update kdrun"
-            )
-        sizes = {name: folder / name for name in manifest["files"]}
-        whole = all(
-            p.is_file() and p.stat().st_size == manifest["files"][n]["bytes"] for n, p in sizes.items()
-        )
-        return Result(folder, manifest) if whole else None
+        try:
+            return read_json(path)
+        except DamagedError as error:
+            self._damaged(str(error))
+            return None
+
+    def _damaged(self, what: str) -> None:
+        """Tell of a damaged file, once."""
+        if what not in self._told:
+            self._told.add(what)
+            self._tell(what)
 
     def failure(self, fingerprint: str, folder: str) -> dict[str, Any] | None:
         """Why the last attempt at a run stopped, in the ``folder`` where it would lie or beside another run's."""
         for place in (folder, f"{folder}-{fingerprint[:8]}"):
-            begun, failure = (self.root / place / name for name in ("begun.json", "failure.json"))
-            if begun.is_file() and failure.is_file() and read_json(begun)["fingerprint"] == fingerprint:
-                why: dict[str, Any] = read_json(failure)
-                return why
+            begun, failure = (self.read(self.root / place / name) for name in ("begun.json", "failure.json"))
+            if begun and failure and begun["fingerprint"] == fingerprint:
+                return failure
         return None
 
     def workplace(self, folder: str, fingerprint: str, inputs: dict[str, Any]) -> tuple[Workplace, str]:
         """Where a run is to be made, and what it differs in from what already lies there ('' if nothing).
 
-        A folder that holds another run, finished or begun, is left alone. The folder is claimed by its
-        ``begun.json``, which only one process can make; a result is looked for after that, since another process
-        may have finished one and taken its claim away in between.
+        A folder that holds another run, finished or begun, is left alone, and so is one of which damage has made
+        unknown whose it is. The folder is claimed by its ``begun.json``, which only one process can make; a result is
+        looked for after that, since another process may have finished one and taken its claim away in between.
         """
         path = self.root / folder
         claimed = claim_json(path / "begun.json", {"fingerprint": fingerprint, "inputs": inputs})
         for name in ("result.json", "begun.json"):
-            there = read_json(path / name) if (path / name).is_file() else None
-            if there is not None and there["fingerprint"] != fingerprint:
+            difference = self._other(path / name, fingerprint, inputs)
+            if difference:
                 if claimed:
                     (path / "begun.json").unlink()
                 aside = path.with_name(f"{path.name}-{fingerprint[:8]}")
-                return Workplace(self, aside, fingerprint, inputs), first_difference(there["inputs"], inputs)
+                return Workplace(self, aside, fingerprint, inputs), difference
         return Workplace(self, path, fingerprint, inputs), ""
+
+    def _other(self, path: Path, fingerprint: str, inputs: dict[str, Any]) -> str:
+        """What a run differs in from that which a file belongs to; '' where it is the same, or there is none."""
+        if not path.is_file():
+            return ""
+        there = self.read(path)
+        if there is not None:
+            if there["fingerprint"] == fingerprint:
+                return ""
+            return first_difference(there["inputs"], inputs)
+        return "" if fingerprint.encode() in path.read_bytes() else f"{path.name} is damaged"
 
     def folders(self) -> Iterator[Path]:
         """Every run's folder, finished or not."""

@@ -12,6 +12,7 @@ from unittest import mock
 
 import kdrun
 from kdrun import cli
+from kdrun.interrupts import SIGNALS
 
 TINY = """\
 name: tiny
@@ -37,7 +38,7 @@ class Done(NamedTuple):
 def command(*arguments, folder):
     """Run a command in this process, in a folder."""
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(out),
@@ -49,7 +50,8 @@ def command(*arguments, folder):
         except SystemExit as end:
             return Done(end.code, out.getvalue(), err.getvalue())
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def process(*arguments, folder, code="from kdrun.cli import main; main()", **environment):

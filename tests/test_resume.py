@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from kdrun import bookkeeping, rehearsal, train
+from kdrun.console import Console
 from kdrun.errors import Interrupted, StoreError
 from kdrun.interrupts import Stop
 from kdrun.store import Workplace, read_json
@@ -414,7 +415,7 @@ def test_a_signal_while_students_are_scored_saves_them_and_begins_nothing_more(t
     who = "students/small/kd/seed-2" if moment == "likenesses" else "teachers/big/seed-0"
     (saved,) = (tmp_path / "resume" / who).glob("checkpoint-*")
     assert saved.name == ("checkpoint-3" if moment == "score" else "checkpoint-9")
-    run(BASE, tmp_path, "training.ema=0.5")
+    experiment(BASE, tmp_path, "training.ema=0.5", console=Console()).run()
     assert outcome(tmp_path) == outcome(tmp_path / "whole")
 
 

@@ -469,11 +469,20 @@ def test_a_folder_of_which_nobody_knows_any_more_whose_it_is_is_left_alone(tmp_p
     for name in ("result.json", "weights.safetensors"):
         (folder / name).write_bytes(b"?" * 100)
     before = tree(folder)
+    shutil.rmtree(tmp_path / "index")
     run(BASE, tmp_path)
     assert tree(folder) == before
     assert len([place for place in results(tmp_path) if place.startswith(MINE)]) == 1
     assert state_of(tmp_path)["small/mine/seed-0"].state == "damaged"
     assert [entry.folder for entry in disposable(entries(Store(tmp_path)))] == [folder]
+
+
+def test_a_damaged_manifest_of_which_the_index_knows_whose_it_is_is_replaced(tmp_path):
+    run(BASE, tmp_path)
+    before = outcome(tmp_path)
+    (tmp_path / "first" / MINE / "result.json").write_bytes(b"")
+    run(BASE, tmp_path)
+    assert outcome(tmp_path) == before
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):

@@ -39,12 +39,14 @@ from kdrun.plan import Plan, Run
 from kdrun.stack import why_not
 from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace, fingerprint, write_json
-from kdrun.store.files import write_text
+from kdrun.store.files import sweep, write_text
 from kdrun.store.lock import locked
 from kdrun.student import Student
 
 CHECKPOINT_SECONDS = float(os.environ.get("KDRUN_CHECKPOINT_SECONDS", "30"))
 """Between two checkpoints; 0 writes one after every step."""
+LONG = 3600.0
+"""Seconds after which nobody is still writing one of an experiment's small files."""
 THROUGHPUT_MS = 100.0
 """About what a pass takes whose throughput is measured."""
 LIKENESS_SPLITS: tuple[Split, ...] = ("train", "test")
@@ -332,6 +334,7 @@ def open_folder(store: Store, plan: Plan, spec: Spec, device: torch.device, comm
     """Write the config as it is, the config with every default and its runs, and where they come from."""
     experiment = plan.config.experiment
     folder = store.root / experiment.name
+    sweep(folder, age=LONG)
     write_text(folder / "config.yaml", plan.config.source.text)
     write_json(folder / "resolved.json", resolution(plan, spec))
     write_json(folder / "provenance.json", provenance(device, command))

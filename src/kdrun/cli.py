@@ -16,7 +16,7 @@ import typer
 
 import kdrun
 from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError, printable
-from kdrun.interrupts import leave_on_interrupt
+from kdrun.interrupts import leave_on_signals
 from kdrun.machine import Neighbours, crowded, keep_freed_memory, told_size
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Shown(NamedTuple):
 
 def main() -> NoReturn:
     """Run a command; every failure a user can cause is one message and an exit code."""
-    leave_on_interrupt()
+    leave_on_signals()
     _have_streams()
     try:
         code = app(prog_name="kdrun", standalone_mode=False) or 0

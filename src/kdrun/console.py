@@ -101,8 +101,10 @@ class Console:
     def epoch(self, number: int, epochs: int, text: str) -> None:
         """An epoch is done; ``text`` is what there is to say of it."""
         if self._bar is None and not self.quiet:
-            left = (time.monotonic() - self._began) / (number - self._first) * (epochs - number)
-            self.say(f"{self._title}: epoch {number}/{epochs}, {self._rate()}, {left:.0f} s left{text}")
+            done = number - self._first  # none, where it was stopped after the last step of an epoch
+            left = (time.monotonic() - self._began) / done * (epochs - number) if done else None
+            ahead = f", {self._rate()}, {left:.0f} s left" if left is not None else ""
+            self.say(f"{self._title}: epoch {number}/{epochs}{ahead}{text}")
 
     def _rate(self) -> str:
         return f"{self._samples / max(time.monotonic() - self._began, 1e-9):,.0f} samples/s"

@@ -10,6 +10,7 @@ from types import FrameType
 
 from kdrun.errors import Interrupted
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -52,9 +53,10 @@ class Stop:
             os.write(2, f"\n{self.signal.name}: saving after this step (Ctrl-C: stop at once)\n".encode())
 
 
-def leave_on_interrupt() -> None:
-    """End the process at SIGINT: before a training there is nothing to save, and torch aborts inside its import."""
-    signal.signal(signal.SIGINT, lambda number, _frame: _leave(number))
+def leave_on_signals() -> None:
+    """End the process at a signal: before a training there is nothing to save, and torch aborts inside its import."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _frame: _leave(number))
 
 
 def _leave(number: int) -> None:
@@ -69,7 +71,7 @@ def _leave(number: int) -> None:
 def stop_on_signals() -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a ``Stop`` while the block runs."""
     stop = Stop()
-    before = {number: signal.signal(number, stop._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop._ask) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -8,8 +8,10 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ ANEW = "the command that made it makes it anew"
 """What is said of everything that is damaged."""
 TEMPORARY = "tmp"
 """How files end that are not finished."""
-KILL_AT = os.environ.get("KDRUN_KILL_AT", "")
-"""For tests: ``FILE/STAGE`` or ``FILE/STAGE:N``, where (at the Nth time) the process kills itself as it writes."""
+KILL_AT = "KDRUN_KILL_AT"
+"""For tests, in the environment: ``FILE/STAGE`` (or a pattern of that), or ``FILE/STAGE:N``, where at the first, or the
+Nth, time the process kills itself while it writes."""
 STAGES = ("opened", "half", "written", "synced", "replaced", "done")
 """What a file goes through until it counts."""
 
@@ -34,8 +37,8 @@ _times = 0
 
 def reached(point: str) -> None:
     """A point of the save path; where ``KILL_AT`` names it, the process ends there as by a power cut."""
-    name, _, number = KILL_AT.partition(":")
-    if name == point:
+    wanted, _, number = os.environ.get(KILL_AT, "").partition(":")
+    if wanted and fnmatch(point, wanted):
         global _times
         _times += 1
         if _times == int(number or 1):
@@ -107,11 +110,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path, name: str = "*") -> None:
-    """Take away what writers of a file that were killed left in a folder; only where nobody else writes it."""
+def sweep(folder: Path, name: str = "*", age: float = 0.0) -> None:
+    """Take away what writers of a file that were killed left in a folder, if it is older than so many seconds.
+
+    Where others may be writing, ``age`` has to be more than that takes.
+    """
     for path in folder.glob(f".{name}.*.{TEMPORARY}"):
         with suppress(OSError):
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

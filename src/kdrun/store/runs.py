@@ -114,10 +114,16 @@ class Workplace:
         manifest = {**manifest, "fingerprint": self.fingerprint, "inputs": self.inputs, "files": files}
         self.store.remember(self.fingerprint, self.folder)
         write_json(self.folder / "result.json", manifest)
-        (self.folder / "begun.json").unlink(missing_ok=True)
-        reached("result/closed")
-        checkpoints.remove_all(self.folder)
+        _tidy(self.folder)
         return Result(self.folder, manifest)
+
+
+def _tidy(folder: Path) -> None:
+    """Take away what a finished run needs no more; ``begun.json`` last, which tells that there is something."""
+    sweep(folder)
+    checkpoints.remove_all(folder)
+    reached("result/tidied")
+    (folder / "begun.json").unlink(missing_ok=True)
 
 
 class Store:
@@ -169,6 +175,8 @@ class Store:
             if prove and self._proven.get(folder) != files:
                 demand(folder, files)
                 self._proven[folder] = files
+                if (folder / "begun.json").exists():  # a process was killed as it closed the run
+                    _tidy(folder)
             return Result(folder, manifest)
         except OSError as error:
             self._damaged(f"{error.filename}: cannot be read: {error.strerror}; {ANEW}")
@@ -215,7 +223,7 @@ class Store:
             difference = self._other(path / name, fingerprint, inputs)
             if difference:
                 if claimed:
-                    (path / "begun.json").unlink()
+                    (path / "begun.json").unlink(missing_ok=True)
                 aside = path.with_name(f"{path.name}-{fingerprint[:8]}")
                 return Workplace(self, aside, fingerprint, inputs), difference
         return Workplace(self, path, fingerprint, inputs), ""
@@ -229,7 +237,16 @@ class Store:
             if there["fingerprint"] == fingerprint:
                 return ""
             return first_difference(there["inputs"], inputs)
-        return "" if fingerprint.encode() in path.read_bytes() else f"{path.name} is damaged"
+        return "" if self._was_of(path, fingerprint) else f"{path.name} is damaged"
+
+    def _was_of(self, path: Path, fingerprint: str) -> bool:
+        """Whether a damaged file was of this run: it still says so, or the index does, or a checkpoint beside it."""
+        entry = self.read(self.index / f"{fingerprint}.json")
+        return (
+            fingerprint.encode() in path.read_bytes()
+            or (entry is not None and self.root / entry["folder"] == path.parent)
+            or checkpoints.newest(path.parent, fingerprint)[0] is not None
+        )
 
     def folders(self) -> Iterator[Path]:
         """Every run's folder, finished or not."""

@@ -7,6 +7,7 @@ import textwrap
 import time
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from kdrun import bookkeeping, rehearsal, train
@@ -16,6 +17,7 @@ from kdrun.interrupts import Stop
 from kdrun.store import Workplace, read_json
 from kdrun.train import fit
 from support import (
+    Ears,
     checkpoint_always,
     comparison,
     experiment,
@@ -241,6 +243,18 @@ def test_another_device_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(bookkeeping.Seat, "resolved", property(elsewhere))
     with pytest.raises(StoreError, match=r"'device': 'cpu'.* cannot go on with .*'device': 'cuda'.*delete"):
         run(BASE, tmp_path)
+
+
+def test_another_number_of_threads_is_told(tmp_path, monkeypatch):
+    stopped(tmp_path, monkeypatch)
+    console = Ears()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    experiment(BASE, tmp_path, console=console).run()
+    told = [text for text in console.heard if "threads" in text]
+    assert told == [
+        "was begun with 1 threads and goes on with 3: the last digits will be others than in one go; "
+        "OMP_NUM_THREADS=1 keeps them"
+    ]
 
 
 DAMAGE = {

@@ -7,6 +7,7 @@ from json import loads
 from textwrap import dedent
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from kdrun.models import Frozen
 from kdrun.objective import combined
 from kdrun.optimization import Training, load_optimizer_tensors, merged, optimizer_tensors
 from kdrun.plan import plan
-from kdrun.store import read_json
+from kdrun.store import checkpoints, read_json
 from kdrun.student import REPORT_EVERY, Student
 from kdrun.train import fit
 from support import (
     Ears,
     break_teachers,
     checked,
+    checkpoint_always,
     command,
     comparison,
     count_training,
@@ -286,6 +288,28 @@ def test_a_student_freezes_in_the_step_that_is_not_finite(poison, what, optimize
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters, strict=True))
     after = optimizer_tensors(student.optimizers)
     assert state.keys() == after.keys() and all(torch.equal(state[name], after[name]) for name in state)
+
+
+def test_an_overflow_in_bf16_stops_a_student_at_its_last_good_checkpoint(tmp_path, monkeypatch):
+    """Its range is that of float32: what overflows is a network that ran away."""
+    checkpoint_always(monkeypatch)
+    wild = (
+        "{name: wild, losses: [{kind: ce}], training: {optimizer: {kind: sgd, lr: 1e13}, schedule: constant}}"
+    )
+    with pytest.raises(
+        TrainingError, match=r"small/wild/seed 1: stopped: the .* is not finite in epoch "
+    ) as caught:
+        run(with_methods(TABLE, "kd", wild), tmp_path, "training.precision=bf16")
+    found = results(tmp_path)
+    assert "students/small/kd/seed-1" in found and "students/small/wild/seed-1" not in found
+    assert found["students/small/kd/seed-1"].manifest["resolved"]["precision"] == "bf16"
+    folder = tmp_path / "table/students/small/wild/seed-1"
+    failure = read_json(folder / "failure.json")
+    assert failure["what"] in str(caught.value)
+    newest, damaged = checkpoints.newest(folder, read_json(folder / "begun.json")["fingerprint"])
+    assert not damaged and newest.step <= 3 * failure["epoch"] + failure["step"]
+    learnt = {name: array for name, array in newest.arrays.items() if name.endswith(("weight", "bias"))}
+    assert learnt and all(np.isfinite(array).all() for array in learnt.values())
 
 
 class Witness(Ears):

@@ -125,6 +125,12 @@ class Seat:
         if checkpoint is not None:
             self.student.resume(checkpoint)
             self.saved = self._stand
+            before, now = checkpoint.state["threads"], torch.get_num_threads()
+            if before != now and self.device.type == "cpu":
+                self.console.say_once(
+                    f"was begun with {before} threads and goes on with {now}: the last digits will be others than in "
+                    f"one go; OMP_NUM_THREADS={before} keeps them"
+                )
 
     def save(self) -> None:
         """Write a checkpoint where there is anything new, unless the student failed: then the last good one stays."""

@@ -393,6 +393,7 @@ class Student:
             "shares": self._shares,
             "both_gradients": self._both,
             "resolved": resolved,
+            "threads": torch.get_num_threads(),
         }
         return Checkpoint(self.position, arrays, state)
 

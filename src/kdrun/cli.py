@@ -368,7 +368,7 @@ def _name_without_torch(config: Path, out: Path) -> str:
     if ran.is_file() and ran.read_text() != source.text:
         _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
     resolved = out / name / "resolved.json"
-    overrides = read_json(resolved)["overrides"] if resolved.is_file() else None
+    overrides = read_json(resolved).get("overrides") if resolved.is_file() else None
     if overrides:
         _note(f"{config}: was last run with --set {' --set '.join(overrides)}", quiet=False)
     return name

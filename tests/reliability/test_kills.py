@@ -77,7 +77,8 @@ def test_killed_at_every_named_point_of_the_save_path(tmp_path, monkeypatch, tim
     } <= set(counted)
     whole = outcome(tmp_path / "whole"), comparison(tmp_path / "whole", "resume")
     kills = 0
-    for place, (point, count) in enumerate(counted.items()):
+    aims = list(counted.items())[:: times(5, 1)]
+    for place, (point, count) in enumerate(aims):
         for number in sorted(times({(count + 1) // 2}, {1, (count + 1) // 2, count})):
             out = tmp_path / f"killed-{place}-{number}"
             aimed = Command([*arguments, "--out", out], tmp_path / "told", KDRUN_KILL_AT=f"{point}:{number}")
@@ -85,4 +86,4 @@ def test_killed_at_every_named_point_of_the_save_path(tmp_path, monkeypatch, tim
             kills += 1
             assert to_the_end(arguments, out, tmp_path / "told", {}) == whole, f"{point}:{number}"
             assert not litter(out), f"{point}:{number}"
-    figure(f"{kills} SIGKILLs at {len(counted)} named points of the save path: 0 differing bits")
+    figure(f"{kills} SIGKILLs at {len(aims)} named points of the save path: 0 differing bits")

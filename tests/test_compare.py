@@ -79,6 +79,7 @@ class Made:
             "seed": run["seed"],
             "scores": scores.all_scores(logits, LABELS),
             "likeness": likeness,
+            "details": scores.details(logits, LABELS) | {"classes": ["0", "1", "2"]},
             "cost": {"parameters": parameters, "macs": 2 * parameters},
             "protocol": PROTOCOL | (protocol or {}),
             "train_seconds": seconds,
@@ -204,7 +205,7 @@ def test_latency_is_the_models(tmp_path):
     made = experiment(tmp_path)
     times = {"p50": 0.5, "p95": 0.75}
     costs = {"latency_ms": times, "throughput": 10.0, "peak_memory_bytes": 99, "batch_size": 4}
-    write_json(tmp_path / "made" / "costs.json", {"models": {"model of student": costs}})
+    write_json(tmp_path / "made" / "costs.json", {"conditions": {}, "models": {"model of student": costs}})
     row = made.row("kd")
     assert (row["latency_ms"], row["throughput"], row["peak_memory_bytes"]) == (times, 10.0, 99)
     assert made.row(None, "teacher")["latency_ms"] is None

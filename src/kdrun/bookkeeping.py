@@ -40,6 +40,7 @@ from kdrun.stack import why_not
 from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace, fingerprint, write_json
 from kdrun.store.files import sweep, write_text
+from kdrun.store.forms import foreign
 from kdrun.store.lock import locked
 from kdrun.student import Student
 
@@ -316,10 +317,14 @@ class Keeper:
 
 
 def frozen(run: Run, result: Result | None, dataset: Dataset, device: torch.device) -> Frozen:
-    """A finished teacher, frozen."""
+    """A finished teacher, frozen; raises ``DamagedError`` where its weights are another model's."""
     assert result is not None, f"{run.title} is not finished"
     network = finished_network(run, dataset.spec, device)
-    network.model.load_state_dict({name: torch.from_numpy(array) for name, array in result.weights().items()})
+    weights = result.weights()
+    try:
+        network.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except (RuntimeError, TypeError) as error:
+        raise foreign(result.folder / "weights.safetensors", error) from error
     return Frozen(network.model, network.view, device)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 import typer
 
 import kdrun
-from kdrun.errors import KdrunError, StoreError, TrainingError, UsageError, printable
+from kdrun.errors import KdrunError, Problem, StoreError, TrainingError, UsageError, printable, shown
 from kdrun.interrupts import leave_on_signals
 from kdrun.machine import Neighbours, crowded, keep_freed_memory, told_size
 
@@ -137,7 +137,7 @@ def _of_the_system(error: OSError) -> str:
     """What the system refused, and where."""
     if isinstance(error, BrokenPipeError):
         return "stdout was closed before all was printed; what was finished is stored"
-    where = printable(os.fsdecode(error.filename)) if error.filename else "stdout"
+    where = shown(os.fsdecode(error.filename), 1000) if error.filename else "stdout"
     return f"{where}: {error.strerror or error}"
 
 
@@ -360,12 +360,14 @@ def _told_after(tell: Callable[[], None]) -> Iterator[None]:
 def _name_without_torch(config: Path, out: Path) -> str:
     """The name of a config's experiment; says so where the config has changed since it was run."""
     from kdrun.store import read_json
-    from kdrun.yamlsource import Source, default_name
+    from kdrun.yamlsource import NAME, NO_NAME, Source, default_name
 
     source = Source.read(config)
     name = str(source.data.get("name", default_name(config)))
+    if not NAME.fullmatch(name):
+        raise source.explain([Problem(("name",), NO_NAME.format(name))])
     ran = out / name / "config.yaml"
-    if ran.is_file() and ran.read_text() != source.text:
+    if ran.is_file() and ran.read_text(errors="replace") != source.text:
         _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
     resolved = out / name / "resolved.json"
     overrides = read_json(resolved).get("overrides") if resolved.is_file() else None
@@ -759,7 +761,7 @@ def clean(
         _note(f"nothing to delete under {out}", quiet=False)
         return
     for entry in useless:
-        print(f"{entry.folder} ({entry.state}, {told_size(entry.bytes)})")
+        print(printable(f"{entry.folder} ({entry.state}, {told_size(entry.bytes)})"))
     numbers = [f"{len(runs)} runs"] * bool(runs) + [f"{len(kept)} of the cache"] * bool(kept)
     told = f"{' and '.join(numbers)} ({told_size(sum(entry.bytes for entry in useless))})"
     if not yes and not (sys.stdin.isatty() and typer.confirm(f"delete these {told}?", err=True)):

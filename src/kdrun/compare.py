@@ -21,6 +21,7 @@ from kdrun.statistics.inference import Difference
 from kdrun.statistics.resampling import Resamples
 from kdrun.store import Result, Store, read_json
 from kdrun.store.files import write_text
+from kdrun.store.forms import foreign
 
 KEYS = [
     "teacher",
@@ -158,7 +159,10 @@ def materials(store: Store, names: Iterable[str]) -> list[Material]:
             raise StoreError(
                 f"{path}: is not there, so '{name}' was never begun here; run it without --no-train"
             )
-        found.append(Material(read_json(path), store))
+        resolved = read_json(path)
+        if resolved["name"] != name:  # it would be written where that one lies
+            raise foreign(path, f"it is of '{resolved['name']}'")
+        found.append(Material(resolved, store))
     return found
 
 

@@ -128,6 +128,12 @@ def printable(text: str, lines: bool = False) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown(text: object, most: int = 100) -> str:
+    """What a file says of itself, on one line and as long as a message can bear: names, cells, others' errors."""
+    told = printable(str(text)[: most + 1])
+    return told if len(told) <= most else f"{told[:most]}…"
+
+
 def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:
     """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``."""
     names = sorted(set(known))

@@ -108,7 +108,8 @@ def write_report(
         for plot in drawn:
             for format_ in ("png", "pdf"):
                 buffer = io.BytesIO()
-                plot.figure.savefig(buffer, format=format_, dpi=200, facecolor="white")
+                with figures.any_script():
+                    plot.figure.savefig(buffer, format=format_, dpi=200, facecolor="white")
                 write_bytes(to / f"{plot.name}.{format_}", buffer.getvalue())
 
 

@@ -17,6 +17,7 @@ from kdrun.config import Config, Method, StudentConfig, TeacherConfig
 from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import Mismatch
+from kdrun.models.weights import demand_memory
 from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
 
@@ -339,12 +340,16 @@ def _serving(name: str, seed: int, teachers: dict[tuple[str, int], Run]) -> Run:
 
 def _file_hash(path: Path | None) -> str | None:
     """The SHA-256 of a file of weights; many runs may start from one, so it is read once while it stays as it is."""
-    return None if path is None else _hashed(path, path.stat().st_mtime_ns, path.stat().st_size)
+    if path is None:
+        return None
+    demand_memory(path)
+    return _hashed(path, path.stat().st_mtime_ns, path.stat().st_size)
 
 
 @cache
 def _hashed(path: Path, _changed: int, _size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _source_hash(module: str) -> str:

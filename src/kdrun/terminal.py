@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from kdrun.errors import printable
 
 
 def print_table(title: str, head: list[str], lines: list[list[str]], keys: int) -> None:
     """A table; on a terminal that is too narrow in pieces, each behind the first ``keys`` columns."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -21,7 +25,7 @@ def print_table(title: str, head: list[str], lines: list[list[str]], keys: int) 
             left = number <= keys or head[number] == "values"
             table.add_column(head[number], justify="left" if left else "right", overflow="fold")
         for line in lines:
-            table.add_row(*(line[number] for number in columns))
+            table.add_row(*(escape(line[number]) for number in columns))
         console.print(table)
 
 

@@ -31,6 +31,8 @@ MAX_NODES = 50_000
 MAX_DIGITS = 400
 LINE = 110
 """Characters of a line that is written, about."""
+MESSAGE = 4000
+"""Characters of a problem, about; what it repeats of the config may be longer."""
 EXCERPT = 120
 """Characters of a line that are shown below a problem."""
 
@@ -145,6 +147,11 @@ class Fault(NamedTuple):
 
     spot: Spot
     problem: Problem
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What may name a folder."""
+NO_NAME = "'{}' cannot name a folder; use letters, digits, '.', '_' and '-'"
 
 
 def default_name(path: pathlib.Path) -> str:
@@ -417,6 +424,8 @@ class Source:
         """A config from its file; raises ``ConfigError``, also where the file cannot be read."""
         name = str(path)
         try:
+            if path.is_fifo():  # it would be waited for, and it is read twice
+                raise _told(name, "a pipe, not a file", "save the config, and name that")
             with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
@@ -602,7 +611,10 @@ class Source:
 
 def _line(place: str, where: str, problem: Problem) -> str:
     words = f"{problem.message}; {problem.hint}" if problem.hint else problem.message
-    return printable(": ".join(part for part in (place, where, words) if part))
+    told = f"{where}: {words}" if where else words
+    if len(told) > MESSAGE:
+        told = f"{told[: MESSAGE // 2]} … {told[-MESSAGE // 2 :]}"
+    return printable(f"{place}: {told}" if place else told)
 
 
 def _told(place: str, message: str, hint: str = "") -> ConfigError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +13,7 @@ from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
 from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
 from kdrun.optimization import Recipe, Stage, Training, merged
 from kdrun.schema import Schema, as_list, kind_alone
+from kdrun.yamlsource import NAME, NO_NAME
 
 
 class AnyOf:
@@ -34,8 +34,8 @@ AnyDataset = Annotated[DatasetConfig, AnyOf(registry.DATASETS)]
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'")
+    if not NAME.fullmatch(name):
+        raise ValueError(NO_NAME.format(name))
     return name
 
 

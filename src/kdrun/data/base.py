@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -114,7 +116,7 @@ class SampleSet(Dataset):
 
     def __init__(self, config: DatasetConfig) -> None:
         self.config = config
-        self.root = config.root.expanduser()
+        self.root = Path(os.path.expanduser(config.root))  # pathlib's raises where nobody is called so
         self.test_share = getattr(config, "test", None) or 0.0
         self._parts: dict[Split, Part] = {}
         if hasattr(type(self), "spec"):

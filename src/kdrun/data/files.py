@@ -8,12 +8,14 @@ import functools
 import hashlib
 import math
 import os
+import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
 from PIL import Image
@@ -23,8 +25,8 @@ from kdrun.contracts import DatasetConfig, Spec
 from kdrun.data.augmentation import Augmentation, PictureConfig, form
 from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
-from kdrun.errors import DataError, StoreError, did_you_mean
-from kdrun.machine import available_memory, told_size
+from kdrun.errors import DataError, StoreError, did_you_mean, printable, shown
+from kdrun.machine import available_memory, return_freed_memory, told_size
 from kdrun.memory import room_for_data
 
 WORTH_KEEPING = 64_000_000
@@ -35,6 +37,13 @@ AT_ONCE = 64
 """Files that a thread takes on in one go; handing over small pictures one by one costs as much as decoding them."""
 LISTED = 10
 """How many broken files an error names before it only counts them."""
+LINE = 10_000_000
+"""Characters of the longest line of a .csv file; a million columns have fewer."""
+COLUMNS = 1000
+"""Columns among which a name is looked for that is nearly right."""
+LARGE = 20_000_000
+"""Pixels from which on pictures are decoded one at a time: a file of a few kB may hold nearly ten times as many."""
+_one_large = threading.Lock()
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What file managers leave in folders, apart from hidden files."""
 CHANNELS = {1, 3, 4}
@@ -55,13 +64,24 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
     if not path.is_file():  # or a pipe would be waited for
         raise ValueError("is not there, or no regular file")
     with Image.open(path, formats=_formats()) as image:
-        picture: Image.Image = image
-        if image.mode == "F":
-            raise ValueError("pictures of floating-point numbers have no known range")
-        if image.mode.startswith("I"):
-            picture = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        picture = picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.array(picture).transpose(2, 0, 1)
+        if image.width * image.height <= LARGE:
+            return _resized(image, size)
+        with _one_large:
+            pixels = _resized(image, size)
+            image.close()
+            return_freed_memory()
+        return pixels
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """An open picture as ``decode`` gives it."""
+    if image.mode == "F":
+        raise ValueError("pictures of floating-point numbers have no known range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 @functools.cache
@@ -84,7 +104,7 @@ def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
             reason = (
                 "no picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
             )
-            return f"{paths[position]}: {reason}"
+            return printable(f"{paths[position]}: {reason}")
         return None
 
     def attempts(start: int) -> list[str | None]:
@@ -114,7 +134,7 @@ class PictureFiles:
         try:
             return decode(self.paths[position], self.size)
         except Exception as error:
-            raise DataError(f"{self.paths[position]} can no longer be read: {error}") from error
+            raise DataError(printable(f"{self.paths[position]} can no longer be read: {error}")) from error
 
     def stamp(self, position: int) -> str:
         """A file's path, bytes and time."""
@@ -287,7 +307,8 @@ def _visible(name: str) -> bool:
 def _class_folders(folder: Path) -> list[str]:
     """The sorted names of the folders in a folder; raises ``DataError`` where they are fewer than two."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and _visible(entry.name))
     except OSError as error:
         raise _closed(error) from error
     if len(names) < 2:
@@ -301,7 +322,7 @@ def _class_folders(folder: Path) -> list[str]:
 def _demand_equal(train: list[str], test: list[str], folder: Path) -> None:
     missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
     if missing or extra:
-        told = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"adds {', '.join(extra)}"] * bool(extra)
+        told = [f"lacks {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
         raise DataError(
             f"dataset.root: {folder} has other classes than the training folder: it {' and '.join(told)}; "
             "both need the same class folders"
@@ -324,13 +345,20 @@ def _list(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = filter(_visible, folders)
-        yield from (Path(place, name) for name in names if _visible(name))
-
-
-def _refuse(error: OSError) -> None:
-    raise _closed(error) from error
+    """All visible files in a folder, however deep; links to folders are not followed."""
+    folders = [folder]
+    while folders:  # os.walk goes no deeper than Python's stack
+        place = folders.pop()
+        try:
+            with os.scandir(place) as found:
+                entries = [entry for entry in found if _visible(entry.name)]
+        except OSError as error:
+            raise _closed(error) from error
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(place / entry.name)
+            elif not (entry.is_symlink() and (place / entry.name).is_dir()):
+                yield place / entry.name
 
 
 def _closed(error: OSError) -> DataError:
@@ -368,7 +396,7 @@ class Arrays(SampleSet):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._path = config.path.expanduser()
+        self._path = Path(os.path.expanduser(config.path))
         if not self._path.is_file():
             raise DataError(
                 f"dataset.path: there is no file {self._path}; write the path of a .npz or .csv file"
@@ -420,9 +448,10 @@ def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[s
     except DataError:
         raise
     except Exception as error:  # a damaged file fails in any way
-        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error) or "it is empty"
+        objects = "allow_pickle=False" in str(error)
+        reason = "it holds Python objects" if objects else str(error) or "it is empty"
         raise DataError(
-            f"{path}: cannot be read as .npz: {reason}; write it by numpy.savez(FILE, x=…, y=…)"
+            f"{path}: cannot be read as .npz: {shown(reason, 200)}; write it by numpy.savez(FILE, x=…, y=…)"
         ) from error
     for names in (("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
         if set(names) <= set(arrays):
@@ -431,8 +460,14 @@ def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[s
                 _demand_rows(x, y, name, path)
             return pairs[0], pairs[1] if len(pairs) == 2 else None, []
     raise DataError(
-        f"{path}: holds {', '.join(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test, y_test"
+        f"{path}: holds {_some(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test, y_test"
     )
+
+
+def _some(names: Collection[object]) -> str:
+    """The first of some names, and how many more there are."""
+    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join([*(shown(name) for name in islice(names, LISTED)), *more])
 
 
 def _demand_modest(path: Path) -> None:
@@ -453,7 +488,7 @@ def _demand_modest(path: Path) -> None:
                 shape, _, kind = read(file)
                 if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
                     raise DataError(
-                        f"{path}: {entry.filename} says that it is {shape} {kind}, and holds "
+                        f"{path}: {shown(entry.filename)} says that it is {shown(shape)} {shown(kind)}, and holds "
                         f"{told_size(entry.file_size)}; save the arrays again"
                     )
 
@@ -469,15 +504,23 @@ def _read_csv(path: Path, config: Any) -> tuple[XY, None, list[str]]:
     """All rows as one part, no test part, and the names of the columns without the labels'."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
-            return _parse_csv(csv.reader(file), path, config.label)
+            return _parse_csv(csv.reader(_lines(file, path)), path, config.label)
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: is not a .csv file in UTF-8: {error}; save it as one") from error
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """A file's lines; raises ``DataError`` for one that would fill the memory."""
+    while line := file.readline(LINE):
+        if len(line) == LINE:
+            raise DataError(f"{path}: has a line of more than {LINE:,} characters; mend the file")
+        yield line
 
 
 def _parse_csv(lines: Any, path: Path, label: str) -> tuple[XY, None, list[str]]:
     header = [name.strip() for name in next(lines, [])]
     if label not in header:
-        known = did_you_mean(label, header, list_all=len(header) <= 20)
+        known = did_you_mean(label, map(shown, header[:COLUMNS]), list_all=len(header) <= 20)
         raise DataError(
             f"{path}:1: there is no column '{label}' for the labels; write `label: COLUMN`; {known}"
         )
@@ -510,8 +553,8 @@ def _numbers(cells: list[str], columns: list[str], where: str) -> np.ndarray:
         return row
     column, cell = next((c, v) for c, v in zip(columns, cells, strict=True) if not _finite(v))
     raise DataError(
-        f"{where}: column '{column}' holds '{cell}', which is no finite number; mend the cell, or leave the "
-        "column or the line out"
+        f"{where}: column '{shown(column)}' holds '{shown(cell)}', which is no finite number; mend the cell, or leave "
+        "the column or the line out"
     )
 
 
@@ -585,11 +628,11 @@ def _labels(given: list[np.ndarray], path: Path) -> tuple[list[str], list[np.nda
             flat = [labels.astype(np.int64) for labels in flat]
     values = np.unique(flat[0])
     if len(values) < 2:
-        raise DataError(f"{path}: all labels are {values[0]}; at least two classes are needed")
+        raise DataError(f"{path}: all labels are {shown(values[0])}; at least two classes are needed")
     unseen = np.setdiff1d(flat[-1], values)
     if len(unseen):
         raise DataError(
-            f"{path}: the test part has the classes {', '.join(map(str, unseen[:LISTED]))} which no training "
+            f"{path}: the test part has the classes {_some(unseen)} which no training "
             "sample has; leave them out, or bring samples of them"
         )
     return [str(value) for value in values], [np.searchsorted(values, labels) for labels in flat]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,10 +13,13 @@ import numpy as np
 from kdrun.contracts import Spec
 from kdrun.data.augmentation import Augmentation, PictureConfig
 from kdrun.data.base import VIEW, Raw, SampleSet
-from kdrun.errors import DataError
+from kdrun.errors import DataError, shown
+from kdrun.machine import told_size
 
 TIMEOUT = 30.0
 """Seconds that a download waits for a server that says nothing."""
+LARGEST = 200_000_000
+"""Bytes that none of these sets' files has."""
 
 
 class Torchvision(SampleSet):
@@ -24,6 +27,8 @@ class Torchvision(SampleSet):
 
     loader: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
+    older: ClassVar[tuple[str, ...]] = ()
+    """What torchvision reads instead, where all of it is there."""
     named: ClassVar[bool] = True
     """Whether torchvision knows better names for the classes than numbers."""
 
@@ -40,16 +45,47 @@ class Torchvision(SampleSet):
         if not self.at_hand:
             self._download()
         try:
+            self._demand_modest()
             parts = [self._open(train) for train in (True, False)]
+            arrays = [self._arrays(part) for part in parts]
+            self._demand_fitting(arrays)
         except Exception as error:  # what a damaged file raises depends on where it is damaged
             raise DataError(
                 f"dataset '{self.config.kind}': the files under {self.root} are damaged ({_short(error)}); "
-                f"delete them to download them again: {self._places()}"
+                f"delete them to download them again: {self._places(self._found)}"
             ) from error
         if self.named:
             self.classes = list(parts[0].classes)
-        arrays = [self._arrays(part) for part in parts]
         return Raw(*arrays[0], *arrays[1])
+
+    @property
+    def _found(self) -> list[str]:
+        """All files that are there, in the older form, too."""
+        return [file for file in (*self.files, *self.older) if (self.root / file).is_file()]
+
+    def _demand_modest(self) -> None:
+        """Raise ``ValueError`` for a file that nobody should begin to read, perhaps with nothing but a hole in it."""
+        for file in self._found:
+            size = (self.root / file).stat().st_size
+            if size > LARGEST:
+                raise ValueError(f"{file} is {told_size(size)} long")
+
+    def _demand_fitting(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Raise ``ValueError`` where files are well formed, and hold something else."""
+        for pictures, labels in parts:
+            known = set(range(self.spec.classes)).issuperset(np.unique(labels).tolist())
+            if (
+                pictures.shape != (len(labels), *self.spec.shapes[VIEW])
+                or pictures.dtype != np.uint8
+                or not known
+            ):
+                raise ValueError(
+                    f"they hold {pictures.dtype} {list(pictures.shape)} with {len(labels)} labels up to {labels.max()}"
+                )
+        if len(parts[0][1]) != self.samples:
+            raise ValueError(
+                f"they hold {len(parts[0][1]):,} training samples, and should hold {self.samples:,}"
+            )
 
     def _open(self, train: bool, download: bool = False) -> Any:
         from torchvision import datasets
@@ -65,11 +101,11 @@ class Torchvision(SampleSet):
             raise DataError(
                 f"dataset '{self.config.kind}': not all of its files are under {self.root}, and the download "
                 f"failed ({_short(error)}); with a network, run it again; without one, put the files there: "
-                f"{self._places()}"
+                f"{self._places(self.files)}"
             ) from error
 
-    def _places(self) -> str:
-        return ", ".join(str(self.root / file) for file in self.files)
+    def _places(self, files: Iterable[str]) -> str:
+        return ", ".join(str(self.root / file) for file in files)
 
     def _arrays(self, part: Any) -> tuple[np.ndarray, np.ndarray]:
         """Pictures (N, C, H, W) and labels (N,) of a loader that keeps (N, H, W, C)."""
@@ -96,6 +132,7 @@ class Mnist(Torchvision):
         for part in ("train", "t10k")
         for what in ("images-idx3", "labels-idx1")
     )
+    older = tuple(f"MNIST/processed/{part}.pt" for part in ("training", "test"))
     named = False
 
     def _arrays(self, part: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +156,7 @@ class FashionMnist(Mnist):
     samples = 60_000
     loader = "FashionMNIST"
     files = tuple(file.replace("MNIST/", "FashionMNIST/") for file in Mnist.files)
+    older = tuple(file.replace("MNIST/", "FashionMNIST/") for file in Mnist.older)
     named = True
 
 
@@ -210,4 +248,4 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 def _short(error: Exception) -> str:
     """The last line of an error's message, where the cause stands, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[-1], 300)

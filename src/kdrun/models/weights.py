@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdrun.contracts import Model
-from kdrun.errors import WeightsError
-from kdrun.machine import told_size
+from kdrun.errors import WeightsError, shown
+from kdrun.machine import available_memory, told_size
 
 State = dict[str, Tensor]
 
@@ -29,6 +30,15 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 SHOWN = 5
 """How many of a file's faults are told."""
+NUMBERS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
+"""The types of what models have."""
+PICKLES = 5
+"""With which a file of PyTorch begins that is no archive: number, version, system, the weights, and their keys."""
+MOST_TUPLES = 50_000
+"""In a pickle: four to a tensor. Tuples that are nested deeper than some 100,000 overflow the stack as keys."""
 
 
 def read_state(path: Path) -> State:
@@ -41,13 +51,20 @@ def read_state(path: Path) -> State:
         raise WeightsError(
             f"{path}: there is no such file of weights; write the path of a .safetensors or .pt file"
         )
+    demand_memory(path)
     loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     state = _unwrap(loaded)
     if not state:
         raise WeightsError(f"{path}: holds no weights; {_advice()}")
-    for name, value in state.items():
-        _check(name, value, path)
-    return state
+    size = path.stat().st_size
+    return {name: _checked(name, value, path, size) for name, value in state.items()}
+
+
+def demand_memory(path: Path) -> None:
+    """Raise ``WeightsError`` for a file, perhaps with nothing but a hole in it, that the memory has no room for."""
+    size, room = path.stat().st_size, available_memory()
+    if size > room:
+        raise WeightsError(f"{path}: is {told_size(size)} long, and {told_size(room)} of memory are free")
 
 
 def load_weights(model: Model, path: Path) -> None:
@@ -80,42 +97,79 @@ def _translate(model: Model, state: Mapping[str, Tensor]) -> State:
 def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: is no safetensors file, or is damaged: {error}") from error
+    except Exception as error:  # SafetensorError for the most part, and what building the tensors raises
+        raise WeightsError(f"{path}: is no safetensors file, or is damaged: {shown(error)}") from error
 
 
 def _unpickle(path: Path) -> Any:
     """What PyTorch's restricted reader makes of a file; it builds tensors and plain containers only."""
     _demand_unpacked(path)
+    _demand_harmless(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of here, it also refuses
             return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        what = f" ({shown(found[1])})" if found else ""
         raise WeightsError(
             f"{path}: holds Python objects{what}, which kdrun does not unpickle; {_advice()}"
         ) from error
     except Exception as error:  # a damaged file fails in any way
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise WeightsError(
-            f"{path}: cannot be read as weights: {type(error).__name__}: {reason}; {_advice()}"
+            f"{path}: cannot be read as weights: {type(error).__name__}: {shown(reason)}; {_advice()}"
         ) from error
 
 
 def _demand_unpacked(path: Path) -> None:
     """Raise ``WeightsError`` for an archive that holds more than its bytes: PyTorch packs nothing, bombs do."""
+    if not _is_archive(path):
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             inside = sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # no archive, or a broken one: the reader says so
-        return
+    except Exception as error:  # PyTorch's own reader might see more in it
+        raise WeightsError(f"{path}: cannot be read as weights: {shown(error)}; {_advice()}") from error
     if inside > path.stat().st_size:
         raise WeightsError(
             f"{path}: would unpack to {told_size(inside)}, and is {told_size(path.stat().st_size)} long, as no file of "
             f"weights is; {_advice()}"
         )
+
+
+def _is_archive(path: Path) -> bool:
+    """As PyTorch tells."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def _demand_harmless(path: Path) -> None:
+    """Raise ``WeightsError`` for what harms while it is unpickled without running any code.
+
+    PyTorch's reader makes byte arrays of any length, and hashes tuples however deep.
+    """
+    try:
+        for pickled in _pickles(path):
+            tuples = 0
+            for opcode, argument, _ in pickletools.genops(pickled):
+                tuples += opcode.name.startswith("TUPLE")
+                if tuples > MOST_TUPLES or (opcode.name == "GLOBAL" and str(argument).endswith(" bytearray")):
+                    what = f"more than {MOST_TUPLES:,} tuples" if tuples > MOST_TUPLES else "byte arrays"
+                    raise WeightsError(f"{path}: holds {what}, which no weights need; {_advice()}")
+    except WeightsError:
+        raise
+    except Exception:  # PyTorch's reader stops there, too, and says so
+        return
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """Where PyTorch unpickles: one record of an archive, or one pickle after the other at the beginning of a file."""
+    with path.open("rb") as file:
+        if _is_archive(path):
+            yield io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
+        else:
+            yield from [file] * PICKLES
 
 
 def _advice() -> str:
@@ -124,33 +178,48 @@ def _advice() -> str:
 
 def _unwrap(loaded: Any) -> dict[Any, Any]:
     """The state dict in what was read, with its own names; empty where there is none."""
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, dict):
         return {}
-    inner = [loaded[key] for key in USUAL_KEYS if isinstance(loaded.get(key), Mapping)]
-    state = dict(inner[0] if inner else loaded)
+    entries = dict(dict.items(loaded))  # whatever a file made of its mapping's own methods
+    inner = [entries[key] for key in USUAL_KEYS if isinstance(entries.get(key), dict)]
+    state = dict(dict.items(inner[0])) if inner else entries
     for wrapper in WRAPPERS:
         if all(isinstance(name, str) and name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
 
 
-def _check(name: object, value: object, path: Path) -> None:
-    """Raise ``WeightsError`` where an entry is no plain tensor, or not finite."""
-    plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-    if not isinstance(name, str) or not isinstance(value, Tensor) or not plain or value.is_meta:
-        raise WeightsError(f"{path}: '{name}' is no tensor of weights but {_described(value)}; {_advice()}")
-    if value.nbytes > value.untyped_storage().nbytes():
+def _checked(name: object, value: object, path: Path, size: int) -> Tensor:
+    """An entry of a file of so many bytes, without what a file made of its methods.
+
+    Raises ``WeightsError`` where it is no plain tensor, or not finite.
+    """
+    if not isinstance(name, str):
+        raise WeightsError(f"{path}: names an entry by a {type(name).__name__}, not by a text; {_advice()}")
+    plain = isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in NUMBERS
+    if not isinstance(value, Tensor) or not plain or value.is_meta:
         raise WeightsError(
-            f"{path}: '{name}' is {_shape(value)} and has {told_size(value.untyped_storage().nbytes())} of values to "
-            f"show for it; {_advice()}"
+            f"{path}: '{shown(name)}' is no tensor of weights but {_described(value)}; {_advice()}"
+        )
+    value = Tensor.detach(value)
+    kept = value.untyped_storage().nbytes()
+    if value.nbytes > kept or kept > size:
+        raise WeightsError(
+            f"{path}: '{shown(name)}' is {_shape(value)} and has {told_size(min(kept, size))} of values to show for "
+            f"it; {_advice()}"
         )
     if value.is_floating_point() and not value.float().isfinite().all():
-        raise WeightsError(f"{path}: '{name}' holds values that are not finite; these weights are broken")
+        raise WeightsError(
+            f"{path}: '{shown(name)}' holds values that are not finite; these weights are broken"
+        )
+    return value
 
 
 def _described(value: object) -> str:
     if isinstance(value, Tensor):
-        return "a quantized tensor" if value.is_quantized else f"a tensor stored as {value.layout}"
+        if value.layout is not torch.strided:
+            return f"a tensor stored as {value.layout}"
+        return "a tensor without values" if value.is_meta else f"a tensor of {value.dtype}"
     return type(value).__name__
 
 
@@ -171,7 +240,7 @@ def _load(model: Model, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state that has the model's very names and shapes; raises ``WeightsError`` naming some differences."""
     own = model.state_dict()
     faults = [f"'{name}' is missing" for name in own if name not in state]
-    faults += [f"'{name}' {_shape(state[name])} is unexpected" for name in state if name not in own]
+    faults += [f"'{shown(name)}' {_shape(state[name])} is unexpected" for name in state if name not in own]
     faults += [
         f"'{name}' is {_shape(state[name])} and should be {_shape(own[name])}"
         for name in own
@@ -187,4 +256,4 @@ def _load(model: Model, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _shape(value: Tensor) -> str:
-    return f"{list(value.shape)}" + ("" if value.is_floating_point() else " of integers")
+    return shown(f"{list(value.shape)}") + ("" if value.is_floating_point() else " of integers")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from kdrun.errors import printable
 from kdrun.statistics.inference import of_mean
 
 if TYPE_CHECKING:
@@ -72,9 +75,18 @@ def key(row: Row) -> str:
 
 
 def short(name: str, most: int = 20) -> str:
-    """A name that is not longer than that, shortened in the middle."""
+    """A name that is not longer than that, shortened in the middle, of letters only that can be seen."""
+    name = printable(name)
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+@contextmanager
+def any_script() -> Iterator[None]:
+    """Draw names in the block that matplotlib's font has no letters for, without a word; the reader's may have them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")
+        yield
 
 
 class Margins(NamedTuple):

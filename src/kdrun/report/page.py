@@ -10,7 +10,7 @@ from typing import Any
 
 from kdrun.controls import CONTROLS
 from kdrun.report import table
-from kdrun.report.figures import STYLE, Plot
+from kdrun.report.figures import STYLE, Plot, any_script
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --soft: #6b6b70; --line: #dcdce0; --good: #00724f;
@@ -117,7 +117,7 @@ def svg(plot: Plot) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    with rc_context(STYLE | {"svg.hashsalt": plot.name, "image.composite_image": False}):
+    with rc_context(STYLE | {"svg.hashsalt": plot.name, "image.composite_image": False}), any_script():
         canvas = FigureCanvasSVG(plot.figure)  # `savefig` would draw everything twice
         canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

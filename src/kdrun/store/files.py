@@ -17,6 +17,7 @@ from typing import Any
 
 from kdrun.errors import DamagedError, StoreError
 from kdrun.machine import told_size
+from kdrun.store.forms import demand_form
 
 FORMAT = 2
 """Of all that is written here, raised when an older kdrun could not read it. What is of format 1 has no seal."""
@@ -155,8 +156,8 @@ def sealed(value: dict[str, Any]) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """What ``write_json`` was given.
 
-    Raises ``DamagedError`` where a byte of it is another, or the file is missing, and ``StoreError`` where a newer
-    kdrun wrote it.
+    Raises ``DamagedError`` where a byte of it is another, kdrun did not write it, or it is missing, and ``StoreError``
+    where a newer kdrun wrote it.
     """
     try:
         data = path.read_bytes()
@@ -175,6 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: is damaged: {error}; {ANEW}") from error
     if not whole:
         raise changed(path)
+    demand_form(path, value)
     return {key: entry for key, entry in value.items() if key not in ("format", "sha256")}
 
 

@@ -28,12 +28,17 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, and no other in its place: what a link led to would be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _taken(path: Path, what: str) -> IO[str]:
     """The lock's file, open and locked."""
     try:
         make_folder(path.parent)
         while True:
-            file = open(path, "a+")  # noqa: SIM115 (its holder closes it)
+            file = open(path, "a+", opener=_no_link)  # noqa: SIM115 (its holder closes it)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from kdrun.store.files import (
     write_json,
 )
 from kdrun.store.fingerprints import first_difference
+from kdrun.store.forms import Line, fit, foreign
 from kdrun.store.shelf import Shelf
 
 
@@ -42,18 +44,49 @@ class Result:
     def _bytes(self, name: str) -> bytes:
         return read_whole(self.folder / name, self.manifest["files"][name])
 
+    def _read(self, name: str, made: Callable[[bytes], Any]) -> Any:
+        """What a file is made into; raises ``DamagedError`` where it is none of kdrun's, whatever its hash."""
+        data = self._bytes(name)
+        try:
+            return made(data)
+        except Exception as error:  # every format fails in its own way
+            raise foreign(self.folder / name, error) from error
+
     def weights(self) -> dict[str, np.ndarray]:
         """The exported weights by name; raises ``DamagedError``."""
-        return safetensors.numpy.load(self._bytes("weights.safetensors"))
+        weights: dict[str, np.ndarray] = self._read("weights.safetensors", safetensors.numpy.load)
+        return weights
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``."""
-        with np.load(io.BytesIO(self._bytes("predictions.npz")), allow_pickle=False) as arrays:
-            return dict(arrays)
+        arrays: dict[str, np.ndarray] = self._read("predictions.npz", _arrays)
+        samples = self.manifest["protocol"]["test_samples"]
+        classes = len(self.manifest["details"]["classes"])
+        logits, labels = arrays["logits"], arrays["labels"]
+        shaped = logits.dtype == np.float32 and logits.shape == (samples, classes)
+        if not shaped or not np.isfinite(logits).all():
+            raise foreign(self.folder / "predictions.npz", f"logits {logits.shape} {logits.dtype}")
+        if labels.dtype.kind != "i" or labels.shape != (samples,) or not set(labels) <= set(range(classes)):
+            raise foreign(self.folder / "predictions.npz", f"labels {labels.shape} {labels.dtype}")
+        return arrays
 
     def metrics(self) -> list[dict[str, Any]]:
         """The training's log, a line an epoch; raises ``DamagedError``."""
-        return [json.loads(line) for line in self._bytes("metrics.jsonl").decode().splitlines()]
+        lines: list[dict[str, Any]] = self._read(
+            "metrics.jsonl", lambda data: [json.loads(line) for line in data.decode().splitlines()]
+        )
+        for line in lines:
+            fit(self.folder / "metrics.jsonl", Line, line)
+        return lines
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of predictions; raises ``ValueError`` for an archive that is packed, which kdrun's are not."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(data):
+            raise ValueError("it is packed")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("logits", "labels", "index")}
 
 
 class Workplace:

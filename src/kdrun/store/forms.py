@@ -1,0 +1,264 @@
+"""What the JSON files in a folder of runs hold, as far as anybody relies on it.
+
+A seal shows that a file is as it was written, and not that kdrun wrote it: a folder of runs may come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+
+from kdrun.controls import ALONE
+from kdrun.errors import DamagedError, shown
+
+WORD = "[A-Za-z0-9][A-Za-z0-9._-]*"
+Word = Annotated[str, Field(pattern=f"^{WORD}$")]
+"""A name or a fingerprint: what may be the name of a file, and leads nowhere else."""
+Place = Annotated[str, Field(pattern=f"^{WORD}(/{WORD})*$")]
+"""A folder below that of the runs."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Form(BaseModel):
+    """Nothing is converted, and what nobody relies on may be there, too."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+class File(Form):
+    """Size and SHA-256."""
+
+    bytes: Count
+    sha256: str
+
+
+class Scores(Form):
+    """Every metric, and others."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number]
+
+    accuracy: Number
+    balanced_accuracy: Number = Field(alias="balanced-accuracy")
+    macro_f1: Number = Field(alias="macro-f1")
+
+
+class Likeness(Form):
+    """How alike a student and its teachers are."""
+
+    agreement: Number | None
+    copied_errors: Number | None
+    kl_to_teacher: Number | None
+
+
+class Likenesses(Form):
+    """The same on both splits."""
+
+    train: Likeness
+    test: Likeness
+
+
+class Details(Form):
+    """What the report shows of the test samples."""
+
+    by_class: list[Number | None]
+    reliability: list[Annotated[list[Number], Field(min_length=3, max_length=3)]]
+    classes: list[str]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.by_class) != len(self.classes):
+            raise ValueError(f"{len(self.by_class)} scores for {len(self.classes)} classes")
+        if not all(0 <= confidence <= 1 for _, confidence, _ in self.reliability):
+            raise ValueError("confidences are from 0 to 1")
+        return self
+
+
+class Cost(Form):
+    """What a model costs."""
+
+    parameters: Count
+    macs: Count
+
+
+class Protocol(Form):
+    """How it was scored."""
+
+    dataset: str
+    test_samples: Annotated[int, Field(ge=1)]
+    test_sha256: str
+
+
+class Trial(Form):
+    """``result.json`` of a trial of a tuning."""
+
+    fingerprint: Word
+    inputs: dict[str, Any]
+    files: dict[Word, File]
+    scores: Scores
+    train_seconds: Number
+
+
+class Finished(Trial):
+    """``result.json`` of a teacher or a student."""
+
+    likeness: Likenesses | None
+    details: Details
+    cost: Cost
+    protocol: Protocol
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if missing := {"metrics.jsonl", "weights.safetensors", "predictions.npz"} - self.files.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+        return self
+
+
+class Begun(Form):
+    """``begun.json``."""
+
+    fingerprint: Word
+    inputs: dict[str, Any]
+    total_steps: Count = 1
+
+
+class Failure(Form):
+    """``failure.json``."""
+
+    what: str
+
+
+class Run(Form):
+    """A run that ``resolved.json`` asks for."""
+
+    role: Literal["teacher", "student"]
+    name: Word
+    method: Word | None
+    seed: Count
+    fingerprint: Word
+    folder: Place
+    model: str
+    teachers: dict[Word, Word]
+    tuning_trials: int | None = None
+
+
+class Resolved(Form):
+    """``resolved.json``."""
+
+    name: Word
+    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"]
+    overrides: list[str] = []
+    config: dict[str, Any]
+    ensembles: list[list[Word]]
+    runs: Annotated[list[Run], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        known = {run.fingerprint for run in self.runs}
+        teachers = {run.name for run in self.runs if run.role == "teacher"}
+        students = {run.name for run in self.runs if run.role == "student"}
+        if not known.issuperset(teacher for run in self.runs for teacher in run.teachers.values()):
+            raise ValueError("a run's teacher is no run")
+        if not teachers.issuperset(name for names in self.ensembles for name in names):
+            raise ValueError("an ensemble's teacher is no run")
+        if students != {run.name for run in self.runs if run.method == ALONE}:
+            raise ValueError("a student without its control")
+        return self
+
+
+class Latency(Form):
+    """Of one sample, in milliseconds."""
+
+    p50: Number
+    p95: Number
+
+
+class Measured(Form):
+    """What was measured of one architecture."""
+
+    latency_ms: Latency
+    throughput: Number
+    peak_memory_bytes: Count
+
+
+class Costs(Form):
+    """``costs.json``."""
+
+    conditions: dict[str, Any]
+    models: dict[str, Measured]
+
+
+class Provenance(RootModel[dict[str, str | int | list[str] | None]]):
+    """``provenance.json``."""
+
+
+class Indexed(Form):
+    """An entry of the index."""
+
+    folder: Place
+
+
+class Tuning(Form):
+    """``tuning.json``."""
+
+    fingerprints: list[Word]
+
+
+class Term(Form):
+    """A term of a loss in one epoch."""
+
+    value: Number | None
+    weight: Number
+    gradient_share: Number | None
+
+
+class Line(Form):
+    """A line of ``metrics.jsonl``."""
+
+    epoch: Count
+    terms: dict[str, Term]
+    validation: Scores | None
+
+
+FORMS: dict[str, type[BaseModel]] = {
+    "result.json": Finished,
+    "begun.json": Begun,
+    "failure.json": Failure,
+    "resolved.json": Resolved,
+    "costs.json": Costs,
+    "provenance.json": Provenance,
+    "tuning.json": Tuning,
+}
+"""By the file's name; those of the index are named by fingerprints."""
+
+
+def demand_form(path: Path, value: Any) -> None:
+    """Raise ``DamagedError`` where a file of kdrun's holds what kdrun does not write there."""
+    form = Indexed if path.parent.name == "index" else FORMS.get(path.name)
+    if form is Finished and path.parent.name.startswith("trial-"):
+        form = Trial
+    if form is not None:
+        fit(path, form, value)
+
+
+def fit(path: Path, form: type[BaseModel], value: Any) -> None:
+    """Raise ``DamagedError`` where what a file holds is not of a form."""
+    try:
+        form.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise foreign(
+            path, ": ".join(filter(None, [where, first["msg"].removeprefix("Value error, ")]))
+        ) from error
+
+
+def foreign(path: Path, reason: object) -> DamagedError:
+    """What is raised for a file whose hash is right, and which kdrun cannot have written."""
+    return DamagedError(
+        f"{path}: is not what kdrun writes: {shown(reason, 200)}; delete it, and the command that made it makes it anew"
+    )

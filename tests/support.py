@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -36,6 +37,13 @@ def problems(text, *overrides):
     with pytest.raises(ConfigError) as caught:
         checked(text, *overrides)
     return str(caught.value)
+
+
+def said(error):
+    """The lines of an error without the excerpts below them and without their number above."""
+    lines = [line for line in error.lines if not re.match(r" +\d* *\|", line)]
+    assert len(lines) == len(error.problems) + (len(error.problems) > 1)
+    return lines[len(error.problems) > 1 :]
 
 
 def experiment(text, root, *overrides, stop=None, console=None):

@@ -121,7 +121,7 @@ def test_no_command_shows_the_commands(tmp_path):
         (["compare", "a/gone.yaml"], "a/gone.yaml: no such file; `kdrun init`"),
         (["compare", "tini.yaml"], "did you mean 'tiny.yaml'?"),
         (["compare", "tiny.yaml", "--seeds", "0,one"], "'one' is not a whole number"),
-        (["compare", "tiny.yaml", "--device", "gpu"], "write auto, cpu, cuda, cuda:1 or mps"),
+        (["compare", "tiny.yaml", "--device", "gpu"], "known: auto, cpu, cuda, cuda:1, mps"),
         (
             ["distill", "tiny.yaml", "--method", "kdd"],
             "--method kdd: the config has no such method; did you mean 'kd'?",

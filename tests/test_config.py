@@ -10,9 +10,10 @@ import yaml
 
 from commands import TINY
 from kdrun import assembly, config, registry, rehearsal
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, did_you_mean
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
+from support import said
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -34,6 +35,16 @@ training: {epoch: 3}
 training: {optimizer: {kind: adamw, momentum: 0.9}}
   c.yaml:5:37: training.optimizer: unknown key 'momentum'; known: …
 
+- student
+studnet: {model: {kind: mlp}}
+  c.yaml:4:1: unknown key 'studnet'; did you mean 'student'? known: …
+
+student: {model: {kidn: mlp, hidden: [8]}}
+  c.yaml:3:19: student.model: unknown key 'kidn'; did you mean 'kind'?
+
+student: {model: {kind: [mlp]}}
+  c.yaml:3:25: student.model.kind: a list is no known kind; did you mean 'mlp'? known: …
+
 student: {model: {kind: mlp, hiden: [8]}}
   c.yaml:3:30: student.model: unknown key 'hiden'; did you mean 'hidden'? known: …
 
@@ -47,10 +58,10 @@ teacher: {model: {kind: mpl}}
   c.yaml:2:25: teacher.model.kind: unknown kind 'mpl'; did you mean 'mlp'? known: …
 
 training: {optimizer: adamx}
-  c.yaml:5:23: training.optimizer.kind: unknown kind 'adamx'; did you mean 'adam'? known: …
+  c.yaml:5:23: training.optimizer.kind: unknown kind 'adamx'; did you mean 'adam' or 'adamw'? known: …
 
 methods: [{name: x, losses: [kdd]}]
-  c.yaml:4:30: methods.x.losses.kdd.kind: unknown kind 'kdd'; did you mean 'kd'? known: …
+  c.yaml:4:30: methods.x.losses.kdd.kind: unknown kind 'kdd'; did you mean 'kd' or 'dkd'? known: …
 
 methods: [hitn]
   c.yaml:4:11: methods.hitn.use: there is no published method 'hitn'; did you mean 'hint'? known: …
@@ -59,7 +70,7 @@ dataset: {kind: digits, metric: acuracy}
   c.yaml:1:33: dataset.metric: unknown value 'acuracy'; did you mean 'accuracy'? known: …
 
 device: gpu
-  c.yaml:5:9: device: unknown value 'gpu'; write auto, cpu, cuda, cuda:1 or mps
+  c.yaml:5:9: device: unknown value 'gpu'; did you mean 'cuda'? known: …
 
 dataset: {kind: digits, augmentation: standrd}
   c.yaml:1:39: dataset.augmentation: unknown value 'standrd'; did you mean 'standard'? known: …
@@ -87,6 +98,15 @@ methods: [{name: x, losses: [{kind: kd, weight: much}]}]
 
 name: 3
   c.yaml:5:7: name: 3 is not a text
+
+controls: {name: all}
+  c.yaml:5:11: controls: a mapping is no known value; known: …
+
+dataset: {kind: digits, metric: null}
+  c.yaml:1:33: dataset.metric: nothing is no known value; known: …
+
+training: {epochs: true}
+  c.yaml:5:20: training.epochs: true is not a whole number
 
 training: {compile: yes}
   c.yaml:5:21: training.compile: 'yes' is not true or false
@@ -117,6 +137,12 @@ student: {model: {kind: mlp, hidden: [8, 0]}}
 
 seeds: []
   c.yaml:5:8: seeds: has 0 entries; write 1 or more
+
+training: {optimizer: {kind: adam, betas: [0.9, 1.99]}}
+  c.yaml:5:49: training.optimizer.betas.1: 1.99 is out of range; write a number that is less than 1.0
+
+training: {epochs: 1000000}
+  c.yaml:5:20: training.epochs: 1000000 is out of range; write a number that is at most 100000
 
 training: {optimizer: {kind: adam, betas: [0.9, 0.99, 0.999]}}
   c.yaml:5:43: training.optimizer.betas: has 3 entries; write 2
@@ -170,9 +196,10 @@ seeds: [1, 0, 1]
   c.yaml:5:8: seeds: a seed stands twice; each seed is one run of each student
 
 - teacher
-teachers: {a: {model: {kind: mlp}}, b: {model: {kind: mlp}}}
+teachers: {a: {model: {kind: mlp}}, b: {model: {kind: mlp}}, c: {model: {kind: mlp}}}
 methods: [{use: kd, teacher: a}]
   c.yaml:4:37: teachers: 'b' is the same teacher as 'a'; give one of them another `seed`
+  c.yaml:4:62: teachers: 'c' is the same teacher as 'a'; give one of them another `seed`
 
 methods: [{name: x}]
   c.yaml:4:11: methods.x: neither `use` nor `losses` is given; name a published mix, or write a list of losses
@@ -197,6 +224,10 @@ methods: [{use: kd, set: {kd.temprature: 2}}]
 methods: [{use: kd, set: {kd.temperature: -2}}]
   c.yaml:4:43: methods.kd.set.kd.temperature: -2 is out of range; write a number that is more than 0.0
 
+methods: [{use: kd, set: {kd.name: 3, kd.temperature: -2}}]
+  c.yaml:4:36: methods.kd.set.kd.name: 3 is not a text
+  c.yaml:4:55: methods.kd.set.kd.temperature: -2 is out of range; write a number that is more than 0.0
+
 methods: [{use: kd, set: {kd.temperature: hot}}]
   c.yaml:4:43: methods.kd.set.kd.temperature: 'hot' is not a number
 
@@ -214,6 +245,12 @@ methods: [{use: ce, teacher: teacher}]
 
 methods: [{name: x, losses: [{kind: ce, teacher: teacher}]}]
   c.yaml:4:41: methods.x.losses.ce: 'ce' looks at no teacher; remove it
+
+methods: [{use: kd, teacher: [teacher, taecher]}]
+  c.yaml:4:40: methods.kd.teacher.taecher: there is no teacher 'taecher'; did you mean 'teacher'? known: …
+
+methods: [{use: kd, stages: [{losses: [kd, ce, cd]}]}]
+  c.yaml:4:48: methods.kd.stages.0.losses.cd: 'cd' is no term of this method; did you mean 'ce' or 'kd'? known: …
 
 methods: [{use: kd, teacher: [teacher, teacher]}]
   c.yaml:4:30: methods.kd.teacher: a teacher stands twice; name each once
@@ -248,7 +285,7 @@ teacher: {model: {kind: mlp}, method: kd}
 - teacher
 teachers: {a: {model: {kind: mlp}}, b: {model: {kind: gru}, from: a, method: kdd}}
 methods: [{use: kd, teacher: a}]
-  c.yaml:4:78: teachers.b.method: there is no method 'kdd'; did you mean 'kd'? known: …
+  c.yaml:4:78: teachers.b.method: there is no method 'kdd'; did you mean 'kd' or 'dkd'? known: …
 
 teacher: {model: {kind: mlp}, weights: gone.pt}
   c.yaml:2:40: teacher.weights: there is no file 'gone.pt'; a path from the working folder
@@ -291,7 +328,7 @@ plugins: [mine]
 
 device: gpu
 --set training.epochs=0
-  c.yaml:5:9: device: unknown value 'gpu'; write auto, cpu, cuda, cuda:1 or mps
+  c.yaml:5:9: device: unknown value 'gpu'; did you mean 'cuda'? known: …
   --set training.epochs=0: training.epochs: 0 is out of range; write a number that is at least 1
 
 methods: [{name: x, losses: [{kind: hint, student_layer: body.9, teacher_layer: body.1}]}]
@@ -300,8 +337,8 @@ methods: [{name: x, losses: [{kind: hint, student_layer: body.9, teacher_layer: 
 
 methods: [{use: hint, set: {hint.student_layer: pooled, hint.teacher_layer: stage9}}]
   c.yaml:4:77: methods.hint.set.hint.teacher_layer: the teacher 'teacher' has no layer 'stage9'; did you mean
-      'stage2'? layers: flatten, body.0.0, body.0.1, body.0, body.1.0, body.1.1, body.1, body, classifier, pooled,
-      stage1, stage2
+      'stage1' or 'stage2'? layers: flatten, body.0.0, body.0.1, body.0, body.1.0, body.1.1, body.1, body, classifier,
+      pooled, stage1, stage2
 
 --set methods=[{use: sp, set: {sp.student_layer: bod, sp.teacher_layer: body}}]
   --set methods=[{use: sp, set: {sp.student_layer: bod, sp.teacher_layer: body}}]: methods.sp.set.sp.student_layer:
@@ -383,13 +420,6 @@ def refusal(folder, text, *options):
     return caught.value
 
 
-def said(error):
-    """The lines of an error without the excerpts below them and without their number above."""
-    lines = [line for line in error.lines if not re.match(r" +\d* *\|", line)]
-    assert len(lines) == len(error.problems) + (len(error.problems) > 1)
-    return lines[len(error.problems) > 1 :]
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -423,6 +453,30 @@ def test_every_mistake_is_told(folder, given, told):
     error = refusal(folder, text, *options)
     assert error.exit_code == 2
     assert [re.sub(r"known: [^;]*", "known: …", line) for line in said(error)] == told
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "told"),
+    [
+        ("hitn", ["hint", "kd"], "did you mean 'hint'?"),
+        ("temperatur", ["temperature", "temperatures"], "did you mean 'temperature'?"),
+        ("cd", ["ce", "cc", "kd", "crd", "at"], "did you mean 'crd', 'cc', 'ce' or 'kd'?"),
+        (
+            "logit",
+            ["logit-mse", "logit-standardization", "kd"],
+            "did you mean 'logit-mse' or 'logit-standardization'?",
+        ),
+        ("Batch-Size", ["batch_size"], "did you mean 'batch_size'?"),
+        ("kd-T2", ["kd", "wkd-logit"], "did you mean 'kd'?"),
+        ("standard-augmentation", ["augmentation", "root"], "did you mean 'augmentation'?"),
+        ("kd", ["KD", "Kd", "hint"], "did you mean 'KD' or 'Kd'?"),
+        ("quite-another", ["kd", "hint"], ""),
+        ("", ["a", "kd"], ""),
+    ],
+)
+def test_the_nearest_names_are_suggested(name, known, told):
+    assert did_you_mean(name, known, list_all=False) == told
+    assert did_you_mean(name, known) == f"{told} known: {', '.join(sorted(known))}".strip()
 
 
 @pytest.mark.parametrize(

@@ -477,7 +477,7 @@ def test_two_teachers_are_combined_view_by_view():
     [
         (
             "{name: m, use: kd, teacher: a, stages: [{losses: [kb]}]}",
-            "'kb' is no term of this method; known: ce, kd",
+            "'kb' is no term of this method; did you mean 'kd'? known: ce, kd",
         ),
         ("{name: m, use: kd, teacher: a, stages: [{}, {}]}", "only the last stage may say no length"),
         (

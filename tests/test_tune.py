@@ -379,7 +379,9 @@ def test_values_in_place_of_parts_that_are_missing_are_of_the_trainings_kind():
     [
         ("{use: kd, tune: {kd.temperature: {low: 0, high: 2}}}", "tune.kd.temperature: 0.0 is out of range"),
         ("{use: kd, tune: {kd.temprature: [1, 2]}}", "did you mean 'temperature'"),
-        ("{use: kd, tune: {dk.temperature: [1, 2]}}", "'dk' is no term of this mix; known: ce, kd"),
+        ("{use: kd, tune: {dk.temperature: [1, 2]}}", "'dk' is no term of this mix; did you mean 'kd'?"),
+        ("{use: kd, tune: {trainign.optimizer.lr: [1, 2]}}", "did you mean 'training'?"),
+        ("{use: kd, tune: {training.clip.norm: [1, 2]}, training: {clip: 3.0}}", "a mapping is not a number"),
         ("{use: kd, tune: {kd: [1, 2]}}", "'kd' is a term, and none of its keys is named"),
         ("{use: kd, tune: {training.epochs: [1, 2]}}", "unknown key"),
         ("{use: kd, tune: {training.optimizer.lr: [0.1, fast]}}", "a number"),
@@ -400,6 +402,18 @@ def test_a_method_that_cannot_be_tuned_so_is_told(method, said):
     text = BASE.replace("  - kd\n", f"  - {method}\n")
     assert said in problems(text)
     assert problems(text).count("<text>:10:") == 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "{name: kd, losses: [{kind: kd, name: null}], tune: {kd.weight: [1, 2]}}",
+        "{use: kd, training: null, tune: {training.optimizer.lr: [0.1, 0.2]}}",
+    ],
+)
+def test_a_key_of_which_nothing_is_said_can_be_tuned(method):
+    text = BASE.replace("  - kd\n", f"  - {method}\n")
+    assert len(checked(text).experiment.methods[0].tune) == 1
 
 
 @pytest.mark.parametrize(

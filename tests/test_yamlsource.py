@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrun.errors import ConfigError, Problem
-from kdrun.yamlsource import Source, as_yaml
+from kdrun.yamlsource import MAX_INTEGER, Source, as_yaml
 
 DIGITS = """\
 name: digits
@@ -36,7 +36,7 @@ optimizer: adamw
 
 def digits() -> Source:
     source = Source.parse(DIGITS, "digits.yaml")
-    source.aliases = {("teachers", "teacher"): ("teacher",)}
+    source.alias(("teachers", "teacher"), ("teacher",))
     return source
 
 
@@ -212,6 +212,8 @@ MAPPING = "a config is a mapping: lines such as 'name: digits', with a space aft
         ("a: !!int x", "c.yaml:1:4: a: this is not what its tag says; leave the tag out"),
         ("<<: 1\na: 1", "c.yaml:1:5: '<<' takes a mapping or a list of mappings"),
         ("a: " + "9" * 5000, "c.yaml:1:4: a: a number of more than 400 digits"),
+        ("a: 9007199254740992", "c.yaml:1:4: a: a whole number beyond ±9,007,199,254,740,991"),
+        ("a: 0x20000000000000", "c.yaml:1:4: a: a whole number beyond ±9,007,199,254,740,991"),
         ("a: " + "[" * 100_000, "c.yaml:1:53: the config is nested deeper than 50 levels"),
         ("a: " + "{x: " * 100_000, "c.yaml:1:197: the config is nested deeper than 50 levels"),
         ("- " * 100_000, "c.yaml:1:101: the config is nested deeper than 50 levels"),
@@ -349,7 +351,7 @@ def test_places(path: tuple[str | int, ...], on_key: bool, place: str) -> None:
 
 def test_a_path_as_written_goes_before_its_shorthand() -> None:
     source = Source.parse("teachers: {teacher: {a: 1}}\nteacher: {a: 2, b: 3}\n", "c.yaml")
-    source.aliases = {("teachers", "teacher"): ("teacher",)}
+    source.alias(("teachers", "teacher"), ("teacher",))
     assert source.place(("teachers", "teacher", "a")) == "c.yaml:1:25"
     assert source.place(("teachers", "teacher", "b")) == "c.yaml:2:20"
 
@@ -577,7 +579,9 @@ TEXT = st.one_of(
         ["no", "yes", "1e-3", "12:30:45", "0o17", "089", "~", "null", "true", "<<", "=", ".inf", "1."]
     ),
 )
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXT)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-MAX_INTEGER, MAX_INTEGER), st.floats(allow_nan=False), TEXT
+)
 
 
 def nested(leaves: st.SearchStrategy) -> st.SearchStrategy:

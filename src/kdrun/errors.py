@@ -135,13 +135,47 @@ def shown(text: object, most: int = 100) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:
-    """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``."""
+    """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``.
+
+    Nearest are all that begin with the name or are one slip away from it, or else the one that it begins with or
+    is most like.
+    """
     names = sorted(set(known))
-    lowered = {n.lower().replace("_", "-"): n for n in names}
-    wanted = str(name).lower().replace("_", "-")
-    begun = [n for n in lowered if n.startswith(f"{wanted}-")] if wanted else []
-    near = begun or difflib.get_close_matches(wanted, lowered, n=1, cutoff=0.55)
-    parts = [f"did you mean '{lowered[near[0]]}'?"] if near else []
+    parts = []
+    if near := _nearest(str(name), names):
+        *others, last = [f"'{n}'" for n in near]
+        parts.append(f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?")
     if list_all and names:
         parts.append("known: " + ", ".join(names))
     return " ".join(parts)
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    wanted, plain = _plain(name), {n: _plain(n) for n in names}
+    if not wanted:
+        return []
+    begun = [n for n in names if plain[n].startswith(f"{wanted}-")]
+    slips = [n for n in names if n not in begun and _one_slip(wanted, plain[n])]
+    if begun or slips:
+        return begun + sorted(slips, key=lambda n: -_likeness(wanted, plain[n]))
+    if beginnings := [n for n in names if wanted.startswith(f"{plain[n]}-")]:
+        return [max(beginnings, key=len)]
+    like = difflib.get_close_matches(wanted, plain.values(), n=1, cutoff=0.55)
+    return [n for n in names if plain[n] in like][:1]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, one).ratio()
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether two texts are the same but for a letter more, less or other, or for two neighbours changed over."""
+    for _ in range(2):  # what both begin with, then what both end with
+        equal = [a == b for a, b in zip(one, other, strict=False)]
+        same = (*equal, False).index(False)
+        one, other = one[same:][::-1], other[same:][::-1]
+    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])

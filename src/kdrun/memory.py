@@ -19,10 +19,15 @@ RESERVE = 0.1
 DATA_SHARE = 0.25
 """The share of the memory that samples, or what was computed of them, may take; more is read while it is used."""
 
-RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-"""What torch's errors say, which only for some devices have a class of their own."""
-OF_MACHINE = ("not enough memory", "can't allocate memory")
-"""What those of its allocator for CPUs say."""
+OF_MACHINE = (
+    "not enough memory",
+    "can't allocate memory",
+    "calculation overflowed",
+    "multiplication overflow",
+)
+"""What torch's errors say where its allocator for CPUs has nothing to give, or cannot even count it."""
+RAN_OUT = ("out of memory", "ALLOC_FAILED", *OF_MACHINE)
+"""What they say on any device, which only for some devices have a class of their own."""
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 

@@ -48,7 +48,7 @@ class Adam(Schema):
     kind: Literal["adam"]
     lr: float = Field(default=1e-3, gt=0)
     """the learning rate at its highest"""
-    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     """decay of the averages of the gradient and of its square"""
     weight_decay: float = Field(default=0.0, ge=0)
 
@@ -101,7 +101,7 @@ class Recipe(Schema):
 class Training(Recipe):
     """How a model is trained; a model's own ``training`` changes single keys of the experiment's."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=1, le=100_000)
     """passes over the training set"""
     batch_size: int = Field(default=128, ge=1)
     """samples a step"""

@@ -16,7 +16,7 @@ from kdrun import errors, models, registry
 from kdrun.config import Config, Method, StudentConfig, TeacherConfig
 from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
 from kdrun.controls import ALONE, CONTROLS
-from kdrun.errors import Mismatch
+from kdrun.errors import Mismatch, OutOfMemory
 from kdrun.models.weights import demand_memory
 from kdrun.optimization import Stage, Training
 from kdrun.store import fingerprint
@@ -131,7 +131,7 @@ class Run:
         """The hash of ``inputs``."""
         return fingerprint(self.inputs)
 
-    @property
+    @cached_property
     def draw(self) -> Draw:
         """Which batches it sees."""
         return Draw(
@@ -144,7 +144,7 @@ class Run:
             purpose=self.role,
         )
 
-    @property
+    @cached_property
     def group(self) -> tuple[Draw, int, str]:
         """Runs of one group train in lock step: those of one seed, and where students are stacked those of all."""
         draw = replace(self.draw, seed=-1) if self.training.stack and self.role == "student" else self.draw
@@ -163,10 +163,10 @@ class Plan:
 
         Methods that come to the same are one run: the first of them stands for all.
         """
-        waiting: list[Run] = []
+        first_of: dict[str, Run] = {}
         for run in todo:
-            if all(run.fingerprint != other.fingerprint for other in waiting):
-                waiting.append(run)
+            first_of.setdefault(run.fingerprint, run)
+        waiting = list(first_of.values())
         while waiting:
             unfinished = {run.fingerprint for run in waiting}
             ready = [
@@ -221,7 +221,7 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     try:
         costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
         dearest = max((cost for run, cost in costs.items() if run.method not in CONTROLS), default=0)
-    except Mismatch:  # no model can be trained then, and the rehearsal says why, and where
+    except (Mismatch, OutOfMemory):  # no model can be trained then, and the rehearsal says why, and where
         return runs
 
     def matched(run: Run) -> Run:

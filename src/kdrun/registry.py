@@ -58,6 +58,11 @@ FAMILIES = {"loss": LOSSES, "model": MODELS, "dataset": DATASETS}
 loaded_plugins: set[str] = set()
 
 
+def components() -> tuple[type[Any], ...]:
+    """All classes that are registered by now."""
+    return tuple(component for family in FAMILIES.values() for component in family.classes())
+
+
 def load_plugins(modules: list[str]) -> None:
     """Import the installed plugins (entry points ``kdrun.plugins``) and the modules named by ``--plugin``.
 

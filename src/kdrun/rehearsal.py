@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -76,13 +77,14 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
         ):
             continue
         try:
-            network = _without_download(run, spec, device)
-            if run.role == "teacher":
-                teachers[run.name] = (
-                    from_file(run, spec, device)
-                    if run.weights
-                    else _frozen_as_finished(run, network, spec, device)
-                )
+            with _told_of(run, "as it is built", "model"):
+                network = _without_download(run, spec, device)
+                if run.role == "teacher":
+                    teachers[run.name] = (
+                        from_file(run, spec, device)
+                        if run.weights
+                        else _frozen_as_finished(run, network, spec, device)
+                    )
         except Mismatch as error:
             problems.append(_problem(error, run.path if error.key == "view" else (*run.path, "model")))
             broken.add((run.role, run.name))
@@ -93,23 +95,30 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
             broken.add((run.role, run.name))
             continue
         size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
-        found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
+        with _told_of(run, "as its losses are built", "adapter"):
+            found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
         found += _mixing_problems(run, network, spec)
         problems += found
         if found or run.weights is not None:
             continue
         try:
-            with watched():
+            with _told_of(run, f"in a step of {size} samples", "`training.batch_size`"):
                 shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
-        except OutOfMemory as error:
-            raise OutOfMemory(
-                f"{run.title}: {error} in a step of {size} samples; write a smaller `training.batch_size`"
-            ) from error.__cause__
         except ValueError as error:  # BatchNorm refuses a batch of one
             problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
     if problems:
         raise plan.config.error(dict.fromkeys(problems))
     return list(shown.values())
+
+
+@contextmanager
+def _told_of(run: Run, when: str, what: str) -> Iterator[None]:
+    """Have an ``OutOfMemory`` say whose it is, and what is to be smaller."""
+    try:
+        with watched():
+            yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{run.title}: {error} {when}; write a smaller {what}") from error.__cause__
 
 
 def _frozen_as_finished(run: Run, network: Network, spec: Spec, device: torch.device) -> Frozen:

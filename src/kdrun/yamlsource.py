@@ -11,6 +11,7 @@ from __future__ import annotations
 import pathlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -29,10 +30,12 @@ MAX_DEPTH = 50
 MAX_NODES = 50_000
 """Keys and values in one config, aliases counted as often as they are used."""
 MAX_DIGITS = 400
+MAX_INTEGER = 2**53 - 1
+"""What all readers of JSON take as it is (RFC 7493): resolved configs are written as JSON."""
 LINE = 110
 """Characters of a line that is written, about."""
-MESSAGE = 4000
-"""Characters of a problem, about; what it repeats of the config may be longer."""
+WORDS = 300
+"""Characters that are said of a problem or of its place, about."""
 EXCERPT = 120
 """Characters of a line that are shown below a problem."""
 
@@ -137,6 +140,9 @@ class Span(NamedTuple):
     column: int
     stop: int | None
 
+
+Names = dict[int, Counter[str | None]]
+"""What the items of lists are called, by the list's ``id``."""
 
 Spot = Span | str | None
 """Where a problem is shown: in the text, at a ``--set`` option, or at the file as a whole."""
@@ -335,7 +341,10 @@ class Content:
             return self._fault(node, path, "this is not what its tag says", "leave the tag out")
         if len(node.value) > MAX_DIGITS:
             return self._fault(node, path, f"a number of more than {MAX_DIGITS} digits")
-        return convert(node.value)
+        value = convert(node.value)
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            return self._fault(node, path, f"a whole number beyond ±{MAX_INTEGER:,}")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         """A mapping's own keys over those that it merges, which therefore come first."""
@@ -398,13 +407,12 @@ class Source:
     """A config as it was written: its data, and where each key and value stands.
 
     ``name`` is the file as the user named it, ``data`` its content in plain dicts, lists, str, int, float,
-    bool and None. ``aliases`` maps prefixes of paths to the shorthands that may have been written for them,
-    for instance ``{("teachers", "teacher"): ("teacher",)}``. Raises ``ConfigError``, with all that is wrong.
+    bool and None. Raises ``ConfigError``, with all that is wrong.
     """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self.aliases: dict[Path, Path] = {}
+        self._aliases: dict[Path, Path] = {}
         self.overrides: list[str] = []
         self._text = text.removeprefix("\ufeff")
         content = Content(self._text)
@@ -454,6 +462,10 @@ class Source:
         """
         return self._told_place(self._spot(path, on_key))
 
+    def alias(self, path: Path, short: Path) -> None:
+        """Have a path stand for another as well: ``("teachers", "teacher")`` and ``("teacher",)``."""
+        self._aliases |= {path: short, short: path}
+
     def _find(self, path: Path) -> tuple[Path, Path]:
         """The part of a path that the document has, as it is written there, and the rest.
 
@@ -461,8 +473,8 @@ class Source:
         element that only names the ``kind`` of what it follows (a union's tag in a validation error) is
         left out, unless it is the last.
         """
-        pairs = [pair for item in self.aliases.items() for pair in (item, item[::-1])]
-        written = [short + path[len(long) :] for long, short in pairs if path[: len(long)] == long]
+        splits = [(path[:end], path[end:]) for end in range(1, len(path) + 1)]
+        written = [self._aliases[head] + rest for head, rest in splits if head in self._aliases]
         return min((self._walk(way) for way in (path, *written)), key=lambda way: len(way[1]))
 
     def _walk(self, path: Path) -> tuple[Path, Path]:
@@ -493,14 +505,14 @@ class Source:
                 return (self._keys.get(near) if on_key or missing else None) or self._values[near]
         return self._values[()]
 
-    def _dotted(self, path: Path, on_key: bool) -> str:
+    def _dotted(self, path: Path, on_key: bool, names: Names) -> str:
         """A path as the user would write it, list items by name: without the key itself, if that is shown."""
         found, rest = self._find(path)
         if rest and _tagged(self._at(found), rest[0]):
             rest = rest[1:]
         node, labels = self.data, []
         for part in found:
-            labels.append(_label(node, part))
+            labels.append(_label(node, part, names))
             node = node[part]
         labels += map(str, rest)
         return ".".join(labels[:-1] if on_key and path and isinstance(path[-1], str) else labels)
@@ -515,8 +527,9 @@ class Source:
         missing mapping, or one in place of the name that is short for it (``optimizer: adamw``). Below a key
         ``set`` the rest is one key, dots and all. ``aliases`` are added to those of the source.
         """
-        option = f"--set {assignment}"
-        self.aliases.update(aliases)
+        option = _cut(f"--set {assignment}")
+        for item in aliases.items():
+            self.alias(*item)
         key, equals, text = assignment.partition("=")
         parts = tuple(key.strip().split("."))
         if not equals:
@@ -541,7 +554,7 @@ class Source:
         node = self._at(path)
         if isinstance(node, dict):
             return
-        where = self._dotted(path, on_key=False)
+        where = self._dotted(path, on_key=False, names={})
         if isinstance(node, list):
             raise _told(option, *_no_item(where, node, part))
         if node is not None and not isinstance(node, str):
@@ -570,8 +583,9 @@ class Source:
     def _refusal(self, faults: list[Fault]) -> ConfigError:
         faults = sorted(faults, key=_order)
         lines = [f"{len(faults)} problems in {printable(self.name)}"] if len(faults) > 1 else []
+        names: Names = {}
         for spot, problem in faults:
-            where = self._dotted(problem.path, problem.on_key)
+            where = self._dotted(problem.path, problem.on_key, names)
             lines.append(_line(self._told_place(spot), where, problem))
             if isinstance(spot, Span) and spot is not self._values.get(()):
                 lines += self._excerpt(spot)
@@ -610,11 +624,15 @@ class Source:
 
 
 def _line(place: str, where: str, problem: Problem) -> str:
-    words = f"{problem.message}; {problem.hint}" if problem.hint else problem.message
-    told = f"{where}: {words}" if where else words
-    if len(told) > MESSAGE:
-        told = f"{told[: MESSAGE // 2]} … {told[-MESSAGE // 2 :]}"
-    return printable(f"{place}: {told}" if place else told)
+    message = _cut(problem.message)
+    words = f"{message}; {problem.hint}" if problem.hint else message
+    return printable(": ".join(part for part in (place, _cut(where), words) if part))
+
+
+def _cut(text: str) -> str:
+    """Words that repeat a text of the user's, of any length, without the middle of it."""
+    half = WORDS // 2
+    return text if len(text) <= WORDS else f"{text[:half]} … {text[-half:]}"
 
 
 def _told(place: str, message: str, hint: str = "") -> ConfigError:
@@ -650,10 +668,17 @@ def _name(item: Any) -> str | None:
     return next((name for name in names if isinstance(name, str)), None)
 
 
-def _label(node: Any, part: Any) -> str:
-    """A key, or what a list's item is called: its name, where that is short and no other's, or its index."""
+def _label(node: Any, part: Any, names: Names) -> str:
+    """A key, or what a list's item is called: its name, where that is short and no other's, or its index.
+
+    ``names`` keeps the lists' names, which are counted once for all items.
+    """
     name = _name(node[part]) if isinstance(node, list) else None
-    return name if name and len(name) <= EXCERPT // 2 and _item(node, name) == part else str(part)
+    if not name or len(name) > EXCERPT // 2 or name.isdecimal():
+        return str(part)
+    if id(node) not in names:
+        names[id(node)] = Counter(_names(node))
+    return name if names[id(node)][name] == 1 else str(part)
 
 
 def _item(items: list[Any], part: str | int) -> int | None:
@@ -683,6 +708,8 @@ def _tagged(node: Any, part: str | int) -> bool:
 
 def _step(node: Any, path: Path) -> tuple[str | int | None, int]:
     """The key or index that a path's first elements name in a node, and how many elements those are."""
+    if isinstance(path[0], int):
+        return (path[0] if isinstance(node, list) and 0 <= path[0] < len(node) else None), 1
     for used in range(len(path), 0, -1):
         part = path[0] if used == 1 else ".".join(map(str, path[:used]))
         if isinstance(node, dict) and part in node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from kdrun import errors, registry
@@ -42,7 +43,7 @@ def entry_problems(entry: Entry, path: errors.Path, experiment: Experiment) -> I
     if isinstance(entry, ControlConfig):
         yield from _control_problems(entry, path, experiment)
         return
-    yield from _unknown_teachers(entry.teacher, path, experiment.teachers)
+    yield from _unknown_teachers(entry.teacher, (*path, "teacher"), experiment.teachers)
     misused = list(_method_problems(entry, path))
     yield from misused or _mix_problems(entry, path, experiment)
 
@@ -172,11 +173,10 @@ def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -
     labels = [loss.label for loss in expanded.losses]
     for number, stage in enumerate(method.stages or ()):
         place = (*path, "stages", number)
-        for name in stage.losses or ():
+        for position, name in enumerate(stage.losses or ()):
             if name not in labels:
-                yield Problem(
-                    (*place, "losses"), f"'{name}' is no term of this method", did_you_mean(name, labels)
-                )
+                words = f"'{name}' is no term of this method"
+                yield Problem((*place, "losses", position), words, did_you_mean(name, labels))
         if stage.length(1) is None and number + 1 < len(method.stages or ()):
             yield Problem(place, "only the last stage may say no length", "add `epochs` or `share`")
     if not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
@@ -188,10 +188,11 @@ def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -
 def _unknown_teachers(
     named: str | list[str] | None, path: errors.Path, teachers: Iterable[str]
 ) -> Iterable[Problem]:
-    for name in as_list(named):
+    for number, name in enumerate(as_list(named)):
         if name not in teachers:
+            place = (*path, number) if isinstance(named, list) else path
             hint = did_you_mean(name, teachers) or "the config has none"
-            yield Problem((*path, "teacher"), f"there is no teacher '{name}'", hint)
+            yield Problem(place, f"there is no teacher '{name}'", hint)
 
 
 def _method_names(experiment: Experiment) -> Iterable[Problem]:
@@ -228,11 +229,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
     known_methods = {method.name for method in experiment.methods} | {*published_methods()}
     for name, teacher in teachers.items():
         path: errors.Path = ("teachers", name)
-        for source in teacher.sources:
-            if source not in teachers:
-                yield Problem(
-                    (*path, "from"), f"there is no teacher '{source}'", did_you_mean(source, teachers)
-                )
+        yield from _unknown_teachers(teacher.from_, (*path, "from"), teachers)
         if _in_circle(name, teachers):
             yield Problem((*path, "from"), "the teachers are distilled from each other in a circle")
         if (teacher.from_ is None) != (teacher.method is None):
@@ -255,7 +252,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     "write `seeds: each` here too",
                 )
         if teacher.weights is not None:
-            if not teacher.weights.is_file():
+            if not os.path.isfile(teacher.weights):
                 yield Problem(
                     (*path, "weights"),
                     f"there is no file '{teacher.weights}'",
@@ -269,18 +266,14 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                         "remove one",
                         True,
                     )
-        for other in list(teachers)[: list(teachers).index(name)]:
-            if teachers[other] == teacher and teacher.seeds is None:
-                yield Problem(
-                    path,
-                    f"'{name}' is the same teacher as '{other}'",
-                    "give one of them another `seed`",
-                    True,
-                )
+        same = next(other for other in teachers if teachers[other] == teacher)
+        if same != name and teacher.seeds is None:
+            words = f"'{name}' is the same teacher as '{same}'"
+            yield Problem(path, words, "give one of them another `seed`", True)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
             file = model.model.initial_weights
-            if file is not None and not file.is_file():
+            if file is not None and not os.path.isfile(file):
                 yield Problem(
                     (family, name, "model", "initial_weights"),
                     f"there is no file '{file}'",
@@ -343,7 +336,7 @@ def _term_problems(
                 "add `teacher: NAME`, or a list of names; " + did_you_mean("", teachers),
             )
         if loss.teacher != of_method:
-            yield from _unknown_teachers(loss.teacher, path, teachers)
+            yield from _unknown_teachers(loss.teacher, (*path, "teacher"), teachers)
         if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
             yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
         yield from _combination_problems(loss, path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from kdrun import errors, registry
-from kdrun.config.parts import AnyLoss, ControlConfig, MethodConfig
+from kdrun.config.parts import AnyLoss, ControlConfig, MethodConfig, adapter
 from kdrun.config.translation import translated
 from kdrun.contracts import JointLoss, LossConfig, Published
 from kdrun.controls import ALONE, MATCHED, MIXES, SHUFFLED
@@ -83,13 +84,14 @@ def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]
     else:
         assert method.use is not None
         terms = copy.deepcopy(published_methods()[method.use].losses)
-        problems = [p for key, value in method.set.items() if (p := applied(terms, key, value))]
+        labels = by_label(terms)
+        problems = [p for key, value in method.set.items() if (p := applied(labels, key, value))]
         if problems:
             raise ConfigError([replace(p, path=(*path, "set", *p.path)) for p in problems])
         try:
-            losses = TypeAdapter(list[AnyLoss]).validate_python(terms)
+            losses = adapter(list[AnyLoss]).validate_python(terms)
         except ValidationError as error:
-            raise ConfigError(_set_problems(error, terms, path)) from None
+            raise ConfigError(_set_problems(error, terms, [*labels], path)) from None
         paths = tuple((*path, loss.label) for loss in losses)
     stages = method.stages
     if stages is None and method.use is not None:
@@ -107,10 +109,8 @@ def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]
 
 def _renamed(published: Published, labels: list[str]) -> list[Stage]:
     """The published stages, with what `set` calls their terms."""
-    names = {
-        term.get("name", term["kind"]): label for term, label in zip(published.losses, labels, strict=True)
-    }
-    stages = TypeAdapter(list[Stage]).validate_python(published.stages)
+    names = dict(zip(by_label(published.losses), labels, strict=True))
+    stages = adapter(list[Stage]).validate_python(published.stages)
     return [
         stage.model_copy(update={"losses": stage.losses and [names[name] for name in stage.losses]})
         for stage in stages
@@ -137,15 +137,24 @@ def _completed(loss: LossConfig, method: MethodConfig, teachers: list[str]) -> L
     return loss.model_copy(update=changes)
 
 
-def applied(terms: list[dict[str, Any]], key: str, value: Any) -> Problem | None:
-    """Set one ``term.key`` of a mix, in place; the problem, at the key, if it cannot be."""
-    labels = {term.get("name", term["kind"]): term for term in terms}
+def by_label(terms: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Terms as they are written, by what ``set`` calls them: their name, or else their kind."""
+    return {term.get("name") or term["kind"]: term for term in terms}
+
+
+def applied(
+    labels: dict[str, dict[str, Any]], key: str, value: Any, others: Iterable[str] = ()
+) -> Problem | None:
+    """Set one ``term.key`` of a mix, in place; the problem, at the key, if it cannot be.
+
+    ``others`` are what may be named beside the terms.
+    """
     known = [label for label in labels if f"{key}.".startswith(f"{label}.")]  # a name may have dots, too
     name = max(known, key=len, default=key.partition(".")[0])
     rest = key.removeprefix(name).removeprefix(".")
     how = "write TERM.KEY, for instance kd.temperature"
     if name not in labels:
-        hint = f"{did_you_mean(name, labels)}; {how}"
+        hint = f"{did_you_mean(name, [*labels, *others])}; {how}"
         return Problem((key,), f"'{name}' is no term of this mix", hint, True)
     if not rest:
         return Problem((key,), f"'{name}' is a term, and none of its keys is named", how, True)
@@ -165,13 +174,14 @@ def applied(terms: list[dict[str, Any]], key: str, value: Any) -> Problem | None
     return None
 
 
-def _set_problems(error: ValidationError, terms: list[Any], path: errors.Path) -> list[Problem]:
+def _set_problems(
+    error: ValidationError, terms: list[Any], labels: list[str], path: errors.Path
+) -> list[Problem]:
     """Errors in a changed published mix, at the ``set`` keys that caused them."""
     problems = []
     for problem in translated(error, terms, list[AnyLoss]):
         number, *rest = [part for part in problem.path]
         assert isinstance(number, int)
-        label = terms[number].get("name", terms[number]["kind"])
-        key = ".".join([label, *(str(part) for part in rest)])
+        key = ".".join([labels[number], *(str(part) for part in rest)])
         problems.append(Problem((*path, "set", key), problem.message, problem.hint, problem.on_key))
     return problems

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, GetCoreSchemaHandler, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from kdrun import errors, registry
@@ -31,6 +40,16 @@ class AnyOf:
 AnyModel = Annotated[ModelConfig, AnyOf(registry.MODELS)]
 AnyLoss = Annotated[LossConfig, AnyOf(registry.LOSSES)]
 AnyDataset = Annotated[DatasetConfig, AnyOf(registry.DATASETS)]
+
+
+def adapter(schema: Any) -> TypeAdapter[Any]:
+    """What checks data against a part of the schema, with the components that are registered by now."""
+    return _adapter(schema, registry.components())
+
+
+@functools.lru_cache
+def _adapter(schema: Any, _components: tuple[type[Any], ...]) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)  # takes a millisecond
 
 
 def _checked_name(name: str) -> str:
@@ -164,6 +183,10 @@ class MethodConfig(Schema):
     """what `kdrun tune` chooses, and from which values: `{kd.temperature: {low: 1, high: 20}, kd.weight: [0.5, 1]}`"""
     tuning_trials: int | None = Field(default=None, ge=1)
     """how many trials chose its values, for the table; `kdrun tune` writes it"""
+
+
+SHORTHANDS = {"teacher": "teachers", "student": "students"}
+"""``teacher: {…}`` is short for ``teachers: {teacher: {…}}``."""
 
 
 class Experiment(Schema):

@@ -8,18 +8,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
-from kdrun.config.mixes import Method, control_method, expanded_method, published_methods, supervised
+from kdrun.config.mixes import (
+    Method,
+    by_label,
+    control_method,
+    expanded_method,
+    published_methods,
+    supervised,
+)
 from kdrun.config.parts import (
+    SHORTHANDS,
     AnyDataset,
     Controls,
     Experiment,
     MethodConfig,
     StudentConfig,
     TeacherConfig,
+    adapter,
 )
 from kdrun.config.translation import translated
 from kdrun.contracts import Mask
@@ -27,9 +36,6 @@ from kdrun.controls import CONTROLS
 from kdrun.errors import ConfigError, Problem
 from kdrun.optimization import Training, merged
 from kdrun.yamlsource import Source, default_name
-
-SHORTHANDS = {"teacher": "teachers", "student": "students"}
-"""``teacher: {…}`` is short for ``teachers: {teacher: {…}}``."""
 
 
 class Config:
@@ -82,7 +88,7 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
     source = Source.read(path)
     for short, many in SHORTHANDS.items():
         if short in source.data:
-            source.aliases[(many, short)] = (short,)
+            source.alias((many, short), (short,))
     for assignment in overrides:
         source.override(assignment)
     return validate(source, default_name(path))
@@ -139,7 +145,7 @@ def _entries(data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
 
 def _valid(schema: Any, value: object, stand_in: Any) -> Any:
     try:
-        return TypeAdapter(schema).validate_python(value)
+        return adapter(schema).validate_python(value)
     except ValidationError:
         return stand_in
 
@@ -157,21 +163,22 @@ def _show_set_keys(experiment: Experiment, source: Source) -> None:
     """Have what is said of a published mix's key point at what gave it: the method's own key, or its ``set``."""
     for number, method in enumerate(experiment.methods):
         published = published_methods().get(method.use or "")
-        for term in published.losses if published else ():
+        for label in by_label(published.losses) if published else ():
             for key, own in FOR_ALL_TERMS.items():
                 if getattr(method, own) is not None:
-                    source.aliases["methods", number, term.get("name", term["kind"]), key] = (
-                        "methods",
-                        number,
-                        own,
-                    )
+                    source.alias(("methods", number, label, key), ("methods", number, own))
         for key in method.set:
             label, _, rest = key.partition(".")
-            source.aliases["methods", number, label, rest] = ("methods", number, "set", key)
+            source.alias(("methods", number, label, rest), ("methods", number, "set", key))
 
 
 def _rebuild_schema() -> None:
     """Take in the components that are registered by now."""
+    _rebuilt_schema(registry.components())
+
+
+@functools.lru_cache(maxsize=1)
+def _rebuilt_schema(_components: tuple[type[Any], ...]) -> None:
     for model in (MethodConfig, TeacherConfig, StudentConfig, Experiment):
         model.model_rebuild(force=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from kdrun import registry
-from kdrun.config.mixes import Method, applied, published_methods
+from kdrun.config.mixes import Method, applied, by_label, published_methods
 from kdrun.config.parts import ControlConfig, MethodConfig, Range, Space
 from kdrun.config.translation import translated
 from kdrun.controls import MIXES
@@ -37,7 +38,7 @@ def spaces_of(entry: Entry, method: Method, training: Training) -> dict[str, Spa
     published = published_methods().get(_mix(entry) or "")
     labels = [loss.label for loss in method.losses]
     if published is not None:  # `set` calls the terms as they were published
-        labels = [term.get("name", term["kind"]) for term in published.losses]
+        labels = [*by_label(published.losses)]
     for label, loss in zip(labels, method.losses, strict=True):
         if smoothing := getattr(loss, "label_smoothing", None):
             spaces[f"{label}.label_smoothing"] = _around(smoothing, FACTOR, most=MOST_SMOOTHING)
@@ -82,11 +83,14 @@ def with_values(entry: Entry, values: Mapping[str, Any], training: Training) -> 
                 raise ConfigError(
                     [Problem(("tune", key), "none of the training's keys is named", EXAMPLE, True)]
                 )
-            _put(written.setdefault("training", {}), rest.split("."), value, training)
-        elif written.get("losses"):
-            if problem := applied(written["losses"], key, value):
-                raise ConfigError([Problem(("tune", key), problem.message, problem.hint, True)])
-        else:
+            written["training"] = written.get("training") or {}
+            _put(written["training"], rest.split("."), value, training)
+            continue
+        own = written.get("losses")
+        terms = own or copy.deepcopy(published_methods()[_mix(entry) or ""].losses)
+        if problem := applied(by_label(terms), key, value, ["training"]):
+            raise ConfigError([Problem(("tune", key), problem.message, problem.hint, True)])
+        if not own:
             written["set"] = written.get("set", {}) | {key: value}
     try:
         return type(entry).model_validate(written)
@@ -101,5 +105,7 @@ def _put(node: dict[str, Any], keys: list[str], value: Any, around: Any) -> None
     for parent in parents:
         around = getattr(around, parent, None)
         kind = getattr(around, "kind", None)
-        node = node.setdefault(parent, {} if kind is None else {"kind": kind})
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {} if kind is None else {"kind": kind}
+        node = node[parent]
     node[last] = value

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import Tag, ValidationError
 
 from kdrun import errors
-from kdrun.config.parts import AnyOf
+from kdrun.config.parts import SHORTHANDS, AnyOf, Experiment
 from kdrun.errors import Problem, did_you_mean
 from kdrun.schema import Schema
 
@@ -36,6 +36,8 @@ _TYPES = {
     "union_tag_not_found": "a mapping with a `kind`",
 }
 
+_DEVICES = ["auto", "cpu", "cuda", "cuda:1", "mps"]
+
 
 def translated(error: ValidationError, data: Any, schema: Any) -> list[Problem]:
     """Pydantic's errors in our words, one for each place."""
@@ -43,7 +45,7 @@ def translated(error: ValidationError, data: Any, schema: Any) -> list[Problem]:
     for item in error.errors(include_url=False):
         location = item["loc"]
         on_key = location[-1:] == ("[key]",)
-        path = _without_tags(location[:-1] if on_key else location, data)
+        path = _without_tags(location[:-1] if on_key else location, data, item["type"] == "missing")
         problem = _problem(item, path, schema)
         problems.setdefault(problem.path, replace(problem, on_key=problem.on_key or on_key))
     # Where several forms are allowed, what is wrong inside of the form that was taken says more than the others.
@@ -51,8 +53,8 @@ def translated(error: ValidationError, data: Any, schema: Any) -> list[Problem]:
     return [problem for path, problem in problems.items() if path not in outer or problem.on_key]
 
 
-def _without_tags(location: tuple[int | str, ...], data: Any) -> errors.Path:
-    """Pydantic's location without the names of union members, which are not in the file."""
+def _without_tags(location: tuple[int | str, ...], data: Any, is_missing: bool) -> errors.Path:
+    """Pydantic's location without the names of union members, which are not in the file as a missing key is not."""
     path: list[int | str] = []
     node = data
     last = len(location) - 1
@@ -60,7 +62,7 @@ def _without_tags(location: tuple[int | str, ...], data: Any) -> errors.Path:
         listed = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if listed or (isinstance(node, Mapping) and part in node):
             node = node[part]
-        elif isinstance(node, Mapping) and number == last and node.get("kind") != part:
+        elif is_missing and isinstance(node, Mapping) and number == last and node.get("kind") != part:
             node = None
         else:
             continue
@@ -77,15 +79,13 @@ def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
         key = item["loc"][-1]  # not in the path where the kind alone stands for the mapping
         return Problem(path[:-1] if path[-1:] == (key,) else path, f"the key '{key}' is missing")
     if kind == "union_tag_invalid":
-        tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        return Problem(
-            (*path, "kind"), f"unknown kind '{context['tag']}'", did_you_mean(context["tag"], tags)
-        )
+        tag, tags = given["kind"], re.findall(r"'([^']*)'", context["expected_tags"])
+        return Problem((*path, "kind"), _unknown("kind", tag), did_you_mean(tag, tags))
     if kind in ("union_tag_not_found", "model_attributes_type") and isinstance(given, Mapping):
-        return Problem(path, "the key 'kind' is missing", did_you_mean("", _kinds_at(item["loc"], schema)))
+        return _without_kind(given, path, _kinds_at(item["loc"], schema))
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        return Problem(path, f"unknown value {given!r}", did_you_mean(given, allowed))
+        return Problem(path, _unknown("value", given), did_you_mean(given, allowed))
     if kind in _COMPARISONS:
         key, words = _COMPARISONS[kind]
         return Problem(path, f"{given!r} is out of range", f"write a number that is {words} {context[key]}")
@@ -94,7 +94,8 @@ def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
     if kind == "value_error":
         return Problem(path, str(context["error"]))
     if kind == "string_pattern_mismatch":
-        return Problem(path, f"unknown value {given!r}", "write auto, cpu, cuda, cuda:1 or mps")
+        near = "cuda" if given.lower() == "gpu" else given
+        return Problem(path, _unknown("value", given), did_you_mean(near, _DEVICES))
     if kind in ("too_short", "too_long"):
         wanted = context.get("min_length", context.get("max_length"))
         return Problem(
@@ -107,11 +108,25 @@ def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
     return Problem(path, item["msg"])
 
 
+def _unknown(noun: str, given: object) -> str:
+    return f"unknown {noun} '{given}'" if isinstance(given, str) else f"{_shown(given)} is no known {noun}"
+
+
+def _without_kind(given: Mapping[str, Any], path: errors.Path, kinds: list[str]) -> Problem:
+    """What is wrong with a mapping that says no ``kind``: it may be misspelt."""
+    for key in given:
+        if near := did_you_mean(key, ["kind"], list_all=False):
+            return Problem((*path, key), f"unknown key '{key}'", near, True)
+    return Problem(path, "the key 'kind' is missing", did_you_mean("", kinds))
+
+
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "nothing" if value is None else f"{value!r}"
 
 
@@ -120,7 +135,8 @@ def _keys_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:
     annotation = _bare(functools.reduce(_below, location, annotation))
     if not (isinstance(annotation, type) and issubclass(annotation, Schema)):
         return []
-    return [field.alias or name for name, field in annotation.model_fields.items()]
+    keys = [field.alias or name for name, field in annotation.model_fields.items()]
+    return [*keys, *SHORTHANDS] if annotation is Experiment else keys
 
 
 def _kinds_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:

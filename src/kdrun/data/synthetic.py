@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field
 
 from kdrun.contracts import Spec
 from kdrun.data.augmentation import PictureConfig
 from kdrun.data.base import VIEW, Raw, SampleSet
 from kdrun.errors import DataError
 from kdrun.randomness import generator
+
+Side = Annotated[int, Field(ge=1, le=100_000)]
 
 
 def _picture_or_row(shape: list[int]) -> list[int]:
@@ -28,13 +30,13 @@ class Synthetic(SampleSet):
         """Options of `synthetic`."""
 
         kind: Literal["synthetic"]
-        shape: Annotated[list[PositiveInt], AfterValidator(_picture_or_row)] = [1, 28, 28]
+        shape: Annotated[list[Side], AfterValidator(_picture_or_row)] = [1, 28, 28]
         """[channels, height, width] of pictures or [columns] of a table"""
-        classes: int = Field(default=10, ge=2)
+        classes: int = Field(default=10, ge=2, le=100_000)
         """how many classes"""
-        samples: int = Field(default=512, ge=2)
+        samples: int = Field(default=512, ge=2, le=1_000_000_000)
         """training samples, as many of each class as of any other"""
-        test_samples: int = Field(default=256, ge=1)
+        test_samples: int = Field(default=256, ge=1, le=1_000_000_000)
         """test samples"""
 
     config: Config

@@ -63,7 +63,7 @@ class FactorTransfer(LayerLoss):
         """Options of ``ft``."""
 
         kind: Literal["ft"]
-        rate: float = Field(default=0.5, gt=0)
+        rate: float = Field(default=0.5, gt=0, le=100)
         """channels of a factor, as a share of the teacher's"""
         planes: int | None = Field(default=None, ge=1)
         """channels of a factor; by `rate` where nothing is said"""

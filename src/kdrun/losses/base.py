@@ -20,6 +20,10 @@ from kdrun.taps import LayerTable
 # ------------------------------------------------------------------------------------------- logits
 
 
+Temperature = Annotated[float, Field(gt=0, le=10_000)]
+"""Far above what softens anything, and its square is a number."""
+
+
 class LogitConfig(LossConfig):
     """Options of every loss that compares logits."""
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, pointwise, regressor, to_smaller
-from kdrun.losses.base import LayerConfig, LayerLoss, OnLayer, OnStages, StagesConfig, StagesLoss
+from kdrun.losses.base import (
+    LayerConfig,
+    LayerLoss,
+    OnLayer,
+    OnStages,
+    StagesConfig,
+    StagesLoss,
+    Temperature,
+)
 from kdrun.losses.matching import FORMS, Pair, stage_pairs, with_layers
 from kdrun.losses.numerics import fixed, full, unit
 from kdrun.losses.recipes import CRD, FIRST
@@ -354,7 +362,7 @@ class ChannelWise(LayerLoss):
         """Options of ``cwd``."""
 
         kind: Literal["cwd"]
-        temperature: float = Field(default=1.0, gt=0)
+        temperature: Temperature = 1.0
         """softens the distributions over positions"""
 
     config: Config

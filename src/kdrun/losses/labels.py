@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, Published
+from kdrun.losses.base import Temperature
 from kdrun.losses.numerics import full, relative_entropy
 
 
@@ -130,7 +131,7 @@ class VirtualTeacher(LabelLoss):
         """Options of ``tf-kd-reg``."""
 
         kind: Literal["tf-kd-reg"]
-        temperature: float = Field(default=20.0, gt=0)
+        temperature: Temperature = 20.0
         """softens the made-up teacher"""
         correct: float = Field(default=0.99, gt=0, lt=1)
         """the made-up teacher's probability of the label"""

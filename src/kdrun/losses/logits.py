@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdrun.contracts import Batch, Context, Outputs, Published, Taps
-from kdrun.losses.base import LogitConfig, LogitLoss, OnLogits, main_classes
+from kdrun.losses.base import LogitConfig, LogitLoss, OnLogits, Temperature, main_classes
 from kdrun.losses.numerics import (
     bounded,
     exact,
@@ -51,7 +51,7 @@ class SoftTargets(LogitLoss):
         """Options of ``kd``."""
 
         kind: Literal["kd"]
-        temperature: float = Field(default=4.0, gt=0)
+        temperature: Temperature = 4.0
         """softens both distributions; 1 leaves them as they are"""
         divergence: Literal["forward-kl", "reverse-kl", "js", "alpha-beta", "mse"] = "forward-kl"
         """how the student's probabilities are compared with the teacher's"""
@@ -230,7 +230,7 @@ class DecoupledKD(LogitLoss):
         """factor of the divergence between the class and all others"""
         beta: float = Field(default=8.0, ge=0)
         """factor of the divergence among the others"""
-        temperature: float = Field(default=4.0, gt=0)
+        temperature: Temperature = 4.0
         """softens both distributions"""
 
     config: Config
@@ -277,7 +277,7 @@ class NormalizedKD(LogitLoss):
         kind: Literal["nkd"]
         gamma: float = Field(default=1.5, ge=0)
         """factor of the other classes' part"""
-        temperature: float = Field(default=1.0, gt=0)
+        temperature: Temperature = 1.0
         """softens the distributions of the other classes"""
 
     config: Config
@@ -323,7 +323,7 @@ class CorrelationKD(LogitLoss):
         """factor of the correlations over classes"""
         gamma: float = Field(default=1.0, ge=0)
         """factor of the correlations over samples"""
-        temperature: float = Field(default=4.0, gt=0)
+        temperature: Temperature = 4.0
         """τ: softens both distributions"""
 
     config: Config
@@ -369,11 +369,11 @@ class MultiLevelKD(OnLogits):
         """Options of ``mlkd``."""
 
         kind: Literal["mlkd"]
-        temperatures: list[Annotated[float, Field(gt=0)]] = Field(default=[4, 2, 3, 5, 6], min_length=1)
+        temperatures: list[Temperature] = Field(default=[4, 2, 3, 5, 6], min_length=1)
         """temperatures of the masked terms, all on the weak view"""
-        strong_temperatures: list[Annotated[float, Field(gt=0)]] = [4, 3, 5]
+        strong_temperatures: list[Temperature] = [4, 3, 5]
         """temperatures of the terms on the strong view"""
-        unmasked_temperatures: list[Annotated[float, Field(gt=0)]] = [2, 6]
+        unmasked_temperatures: list[Temperature] = [2, 6]
         """temperatures of the further terms on the weak view"""
         instance_weight: float = Field(default=1.0, ge=0)
         """factor of the kd terms"""
@@ -469,7 +469,7 @@ class WeightedSoftLabels(LogitLoss):
         """Options of ``wsld``."""
 
         kind: Literal["wsld"]
-        temperature: float = Field(default=2.0, gt=0)
+        temperature: Temperature = 2.0
         """softens both distributions"""
 
     config: Config
@@ -564,9 +564,9 @@ class RefinedLogits(LogitLoss):
         """factor of the two bins"""
         beta: float = Field(default=8.0, ge=0)
         """factor of the classes below the label"""
-        temperature: float = Field(default=4.0, gt=0)
+        temperature: Temperature = 4.0
         """softens the distributions of the classes below the label"""
-        alpha_temperature: float = Field(default=1.0, gt=0)
+        alpha_temperature: Temperature = 1.0
         """A: softens the two bins"""
 
     config: Config

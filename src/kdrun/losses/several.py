@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.contracts import HIDDEN, Batch, Context, JointLoss, Outputs, Published, Taps
 from kdrun.losses.adapters import pointwise, pool
-from kdrun.losses.base import LayerConfig, LogitConfig, require_maps
+from kdrun.losses.base import LayerConfig, LogitConfig, Temperature, require_maps
 from kdrun.losses.embeddings import teacher_classifier
 from kdrun.losses.matching import chosen_layer, last_stage, with_layers
 from kdrun.losses.numerics import bounded, certainty, exact, fixed, full, relative_entropy, z_scores
@@ -24,7 +24,7 @@ from kdrun.taps import LayerTable
 class JointConfig(LogitConfig):
     """Options of losses on the logits of several teachers; with z-scores the weights, too, are of z-scores."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: Temperature = 4.0
     """softens all distributions"""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdrun.contracts import HIDDEN, Batch, Context, Outputs, Published
 from kdrun.losses.adapters import MapRegressor
-from kdrun.losses.base import LayerConfig, LayerLoss, LogitConfig, LogitLoss, main_classes
+from kdrun.losses.base import LayerConfig, LayerLoss, LogitConfig, LogitLoss, Temperature, main_classes
 from kdrun.losses.numerics import fixed, others
 from kdrun.losses.recipes import LATE
 
@@ -44,7 +44,7 @@ class WassersteinLogits(LogitLoss):
         """Options of ``wkd-logit``."""
 
         kind: Literal["wkd-logit"]
-        temperature: float = Field(default=8.0, gt=0)
+        temperature: Temperature = 8.0
         """softens both distributions"""
         sharpness: float = Field(default=1.0, gt=0)
         """κ: how fast the cost grows with the distance of two classes"""

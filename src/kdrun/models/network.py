@@ -14,6 +14,7 @@ from torch.utils import flop_counter
 from kdrun import registry, taps
 from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs
 from kdrun.eager import seen_to
+from kdrun.memory import watched
 from kdrun.models.weights import read_state, start_from
 
 seen_to(getattr(flop_counter, "_FlopCounterMode", None), "__torch_dispatch__")
@@ -23,9 +24,10 @@ def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) 
     """The model that a config names, for inputs of a ``shape`` without the batch, on the CPU.
 
     Its weights are a function of ``seed``, unless they come from a file; no global generator is changed. Raises
-    ``Mismatch`` where the model cannot read such inputs and ``WeightsError`` where its file does not fit.
+    ``Mismatch`` where the model cannot read such inputs, ``WeightsError`` where its file does not fit, and
+    ``OutOfMemory``.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), watched():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change the GPUs'
         model: Model = registry.MODELS[config.kind](config, shape, classes)
     model.made_from = config

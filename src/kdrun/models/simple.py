@@ -192,7 +192,7 @@ class ViT(Model):
         """number of blocks"""
         heads: int = Field(default=4, ge=1)
         """attention heads; divides `dim`"""
-        mlp_ratio: float = Field(default=2.0, gt=0)
+        mlp_ratio: float = Field(default=2.0, gt=0, le=100)
         """width of a block's hidden layer, in tokens' widths"""
         dropout: float = Field(default=0.0, ge=0, lt=1)
         """share of each block's updates that is dropped in training"""

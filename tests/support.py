@@ -41,7 +41,7 @@ def problems(text, *overrides):
 
 def said(error):
     """The lines of an error without the excerpts below them and without their number above."""
-    lines = [line for line in error.lines if not re.match(r" +\d* *\|", line)]
+    lines = [line for line in error.lines if not re.match(r" *\d* *\|", line)]
     assert len(lines) == len(error.problems) + (len(error.problems) > 1)
     return lines[len(error.problems) > 1 :]
 

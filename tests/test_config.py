@@ -231,6 +231,9 @@ methods: [{use: kd, set: {kd.name: 3, kd.temperature: -2}}]
 methods: [{use: kd, set: {kd.temperature: hot}}]
   c.yaml:4:43: methods.kd.set.kd.temperature: 'hot' is not a number
 
+methods: [{use: kd, tune: {training.optmizer.lr: [1, 2]}}]
+  c.yaml:4:28: methods.kd.tune: unknown key 'optmizer'; did you mean 'optimizer'? known: …
+
 methods: [{use: kd, set: {kd.teacher: big}}]
   c.yaml:4:39: methods.kd.set.kd.teacher: there is no teacher 'big'; known: …
 

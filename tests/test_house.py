@@ -12,9 +12,8 @@ import kdrun
 PACKAGE = Path(kdrun.__file__).parent
 
 FLOORS = [
-    {"errors", "schema", "controls"},
+    {"errors", "schema", "controls", "machine"},
     {
-        "machine",
         "eager",
         "yamlsource",
         "registry",

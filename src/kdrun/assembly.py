@@ -15,9 +15,11 @@ from kdrun.errors import (
     DataError,
     DeviceError,
     Mismatch,
+    OutOfMemory,
     Problem,
     did_you_mean,
 )
+from kdrun.memory import watched
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective, Surroundings
 from kdrun.optimization import Training
@@ -71,9 +73,12 @@ def open_dataset(config: Config) -> Dataset:
 def load(
     config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, say: Callable[[str], None]
 ) -> None:
-    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``."""
-    with keys_pointed_at(config):
-        dataset.load(device, shelf, say)
+    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``, ``OutOfMemory``."""
+    try:
+        with keys_pointed_at(config), watched():
+            dataset.load(device, shelf, say)
+    except OutOfMemory as error:
+        raise OutOfMemory(f"dataset: {error}; take fewer or smaller samples") from error.__cause__
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
-from kdrun.errors import Problem, TrainingError
+from kdrun.errors import Problem, StoreError, TrainingError
 from kdrun.evaluate import (
     THREADS,
     latencies,
@@ -317,8 +317,9 @@ class Keeper:
 
 
 def frozen(run: Run, result: Result | None, dataset: Dataset, device: torch.device) -> Frozen:
-    """A finished teacher, frozen; raises ``DamagedError`` where its weights are another model's."""
-    assert result is not None, f"{run.title} is not finished"
+    """A finished teacher, frozen; raises ``StoreError`` where it was deleted, or its weights are another's."""
+    if result is None:
+        raise StoreError(f"{run.title}: was deleted while it was needed; the same command trains it again")
     network = finished_network(run, dataset.spec, device)
     weights = result.weights()
     try:

@@ -224,7 +224,11 @@ class Faculty:
         with ExitStack() as made, self.console.training(bar, copies * -(-samples // CHUNK), 0, copies):
             arrays = {}
             for table, key in missing.items():
-                about = {"what": f"{table} of the teacher '{run.name}'", "arithmetic": live.arithmetic}
+                about = {
+                    "what": f"{table} of the teacher '{run.name}'",
+                    "arithmetic": live.arithmetic,
+                    "teacher": run.fingerprint,
+                }
                 arrays[table] = made.enter_context(self.shelf.make(key, {table: forms[table]}, about))[table]
             for number in range(copies):
                 for batch in self.dataset.copy(number, CHUNK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,13 +18,22 @@ import typer
 import kdrun
 from kdrun.errors import KdrunError, Problem, StoreError, TrainingError, UsageError, printable, shown
 from kdrun.interrupts import leave_on_signals
-from kdrun.machine import Neighbours, crowded, keep_freed_memory, told_size
+from kdrun.machine import (
+    Neighbours,
+    available_memory,
+    crowded,
+    keep_freed_memory,
+    lacks_memory,
+    told_lack,
+    told_size,
+)
 
 if TYPE_CHECKING:
     from kdrun.config import Config
     from kdrun.console import Console
     from kdrun.experiment import Experiment
     from kdrun.store import Store
+    from kdrun.store.housekeeping import Entry, Shelved
 
 Format = Literal["text", "md", "csv", "json", "latex"]
 
@@ -103,9 +113,14 @@ def main() -> NoReturn:
         _complain(str(error))
     except typer.Abort:
         code = 130
+    except SystemExit as end:  # as typer and rich answer a pipe that was closed, without a word
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = 1
+        _complain(_of_the_system(end.__context__))
     except OSError as error:
         code = 1
-        _complain(_of_the_system(error))
+        _complain(_out_of_memory(error) or _of_the_system(error))
     except Exception as error:
         if told := _out_of_memory(error):
             code = 1
@@ -127,6 +142,7 @@ def _have_streams() -> None:
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(free)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -137,13 +153,20 @@ def _of_the_system(error: OSError) -> str:
     """What the system refused, and where."""
     if isinstance(error, BrokenPipeError):
         return "stdout was closed before all was printed; what was finished is stored"
-    where = shown(os.fsdecode(error.filename), 1000) if error.filename else "stdout"
-    return f"{where}: {error.strerror or error}"
+    if error.filename:
+        return f"{shown(os.fsdecode(error.filename), 1000)}: {error.strerror or error}"
+    if error.errno == errno.ENOENT:
+        return "the working folder is gone; change to one that is there"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"stdout: {error.strerror}"
+    return str(error)
 
 
 def _out_of_memory(error: Exception) -> str | None:
     """What is said where there was no memory left; None where something else is wrong."""
-    if isinstance(error, MemoryError) or "torch" in sys.modules:
+    if lacks_memory(error):
+        return told_lack(error, "machine", available_memory())
+    if "torch" in sys.modules:
         from kdrun.memory import ran_out, told
 
         return told(error) if ran_out(error) else None
@@ -395,6 +418,9 @@ def _store(out: Path) -> Store:
     from kdrun.console import Console
     from kdrun.store import Store
 
+    place = out.absolute()  # an error where the working folder is gone
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"--out {out}: is a file; name a folder")
     return Store(out, Console().warn)
 
 
@@ -590,6 +616,7 @@ def init(
 ) -> None:
     """Write a commented starter config that runs as it is."""
     from kdrun.errors import did_you_mean
+    from kdrun.store.files import write_text
 
     shipped = {path.stem: path for path in shipped_configs()}
     if template is not None and template not in shipped:
@@ -597,10 +624,10 @@ def init(
     if file.exists() and not force:
         raise UsageError(f"{file}: is there already; write another name, or --force")
     source = shipped[template] if template else Path(kdrun.__file__).with_name("starter.yaml")
-    try:
+    if file.exists() and not file.is_file():  # a pipe, or a terminal
         file.write_text(source.read_text())
-    except OSError as error:
-        raise KdrunError(f"{file}: cannot be written: {error.strerror}") from error
+    else:
+        write_text(file.resolve() if file.is_symlink() else file, source.read_text())
     _note(f"{file} is written; next: kdrun compare {file}", quiet=False)
 
 
@@ -743,8 +770,6 @@ def clean(
 ) -> None:
     """Delete runs that are unfinished, or that no config asks for any more, after a preview."""
     from kdrun.store.housekeeping import (
-        Entry,
-        Shelved,
         disposable,
         disposable_of_shelf,
         entries,
@@ -762,15 +787,20 @@ def clean(
         return
     for entry in useless:
         print(printable(f"{entry.folder} ({entry.state}, {told_size(entry.bytes)})"))
-    numbers = [f"{len(runs)} runs"] * bool(runs) + [f"{len(kept)} of the cache"] * bool(kept)
-    told = f"{' and '.join(numbers)} ({told_size(sum(entry.bytes for entry in useless))})"
-    if not yes and not (sys.stdin.isatty() and typer.confirm(f"delete these {told}?", err=True)):
+    question = f"delete these {_count_of(runs, kept)}?"
+    if not yes and not (sys.stdin.isatty() and typer.confirm(question, err=True)):
         raise UsageError("nothing was deleted; add --yes to delete them")
-    for run in runs:
-        remove(store, run)
+    gone = [run for run in runs if remove(store, run)]
     for entry in kept:
         remove_shelved(entry)
-    _note(f"deleted {told}", quiet=False)
+    _note(f"deleted {_count_of(gone, kept)}", quiet=False)
+
+
+def _count_of(runs: list[Entry], kept: list[Shelved]) -> str:
+    """So many runs and entries of the cache, with their size."""
+    numbers = [f"{len(runs)} runs"] * bool(runs or not kept) + [f"{len(kept)} of the cache"] * bool(kept)
+    size = sum(run.bytes for run in runs) + sum(entry.bytes for entry in kept)
+    return f"{' and '.join(numbers)} ({told_size(size)})"
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -27,12 +28,35 @@ def if_heard() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+class Stderr:
+    """``sys.stderr`` of the moment, for rich, which would end the process, or a thread, where nobody reads it."""
+
+    def write(self, text: str) -> None:
+        """Write, if anybody reads."""
+        with if_heard():
+            _stderr().write(text)
+
+    def flush(self) -> None:
+        """Flush, if anybody reads."""
+        with if_heard():
+            _stderr().flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_stderr(), name)
+
+
+def _stderr() -> TextIO:
+    """Beneath what rich puts in its place while a bar is shown."""
+    stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    return stream
+
+
 class Console:
     """Messages and progress: bars on a terminal, a plain line an epoch elsewhere, nothing when quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(file=cast(TextIO, Stderr()), highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._samples = 0
         self._began = 0.0
@@ -57,8 +81,7 @@ class Console:
         self._print(text, "yellow")
 
     def _print(self, text: str, style: str) -> None:
-        with if_heard():
-            self._rich.print(escape(printable(text, lines=True)), style=style)
+        self._rich.print(escape(printable(text, lines=True)), style=style)
 
     @contextmanager
     def training(self, title: str, steps: int, done: int, epochs: int) -> Iterator[None]:

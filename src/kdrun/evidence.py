@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def write_report(
     folder: Path, compared: dict[str, Any], parts: Sequence[Material], mixed: bool, to: Path | None = None
 ) -> None:
     """Write ``report.html`` into a folder, and each figure as PNG and PDF into another one where that is wanted."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
     found = evidence(parts)
     drawn = list(plots(compared, found.students))
     configs = {name: as_yaml(config) for name, config in found.configs.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import resource
 import signal
 import sys
 import time
@@ -17,6 +19,19 @@ GROWTH = 64 << 20
 """Bytes by which the heap grows."""
 CONTAINER = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "calculation overflowed",
+    "multiplication overflow",
+    "failed to map segment",
+    "can't start new thread",
+)
+"""What torch's allocator for CPUs (which may not even be able to count the bytes), the system, C++, its loader of
+libraries and Python's threads say without any."""
+UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 BUSY = 0.25
 """Cores of other processes from which on it is worth a word."""
 
@@ -46,15 +61,44 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine had no memory left."""
+    said = isinstance(error, (RuntimeError, OSError, ImportError)) and str(error).lower()
+    return isinstance(error, MemoryError) or bool(said and any(words in said for words in NO_MEMORY))
+
+
+def raise_lack(error: Exception) -> None:
+    """Raise an error on that says so: what was read or built is not to blame for it."""
+    if lacks_memory(error):
+        raise error
+
+
+def told_lack(error: BaseException, where: str, free: int) -> str:
+    """What ran out, how much was asked for where the error says it, and how much of it there is."""
+    what = f"the memory of the {where} ran out"
+    asked = re.search(r"(?:tried|unable) to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
+    if asked is not None and asked[2] in UNITS:
+        what += f" where {told_size(float(asked[1]) * UNITS[asked[2]])} more were asked for"
+    return f"{what} ({told_size(free)} are free)"
+
+
 def available_memory() -> int:
-    """Bytes that the machine, or the container on it, can still give out; all that it has where nobody says."""
+    """Bytes that this process can still have of the machine, or the container on it; all of it where nobody says."""
     try:
         with open("/proc/meminfo") as file:
             kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return total_memory()
-    limit = _limit_of_container()
-    return kilobytes << 10 if limit is None else max(min(kilobytes << 10, limit - _used_in_container()), 0)
+    free, limit = min(kilobytes << 10, _left_to_process()), _limit_of_container()
+    return max(free if limit is None else min(free, limit - _used_in_container()), 0)
+
+
+def _left_to_process() -> int:
+    """Bytes of addresses that a limit (``ulimit -v``) leaves to this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def total_memory() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from kdrun.errors import OutOfMemory
-from kdrun.machine import available_memory, return_freed_memory, told_size, total_memory
+from kdrun.machine import available_memory, lacks_memory, return_freed_memory, told_lack, total_memory
 
 RESERVE = 0.1
 """The share of the free memory that nobody plans with: buffers of single operations, and gaps between tensors."""
@@ -19,16 +18,8 @@ RESERVE = 0.1
 DATA_SHARE = 0.25
 """The share of the memory that samples, or what was computed of them, may take; more is read while it is used."""
 
-OF_MACHINE = (
-    "not enough memory",
-    "can't allocate memory",
-    "calculation overflowed",
-    "multiplication overflow",
-)
-"""What torch's errors say where its allocator for CPUs has nothing to give, or cannot even count it."""
-RAN_OUT = ("out of memory", "ALLOC_FAILED", *OF_MACHINE)
-"""What they say on any device, which only for some devices have a class of their own."""
-UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+OF_GPU = ("out of memory", "ALLOC_FAILED")
+"""What torch's errors say of a GPU, where they have no class of their own."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -54,7 +45,7 @@ def watched() -> Iterator[None]:
     """Raises ``OutOfMemory``, with torch's error as its cause, where the memory runs out in the block."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError, ImportError) as error:
         if not ran_out(error):
             raise
         raise OutOfMemory(told(error)) from error
@@ -62,19 +53,16 @@ def watched() -> Iterator[None]:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was no memory left."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT))
+    known = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GPU))
 
 
 def told(error: BaseException) -> str:
     """What ran out, how much was asked for where torch says it, and how much of it there is."""
-    of_machine = isinstance(error, MemoryError) or any(words in str(error) for words in OF_MACHINE)
-    what = f"the memory of the {'machine' if of_machine else 'GPU'} ran out"
-    asked = re.search(r"tried to allocate ([\d.]+) (\w+)", str(error), re.IGNORECASE)
-    if asked is not None and asked[2] in UNITS:
-        what += f" where {told_size(float(asked[1]) * UNITS[asked[2]])} more were asked for"
-    free = available_memory() if of_machine or not torch.cuda.is_available() else torch.cuda.mem_get_info()[0]
-    return f"{what} ({told_size(free)} are free)"
+    if lacks_memory(error):
+        return told_lack(error, "machine", available_memory())
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    return told_lack(error, "GPU", free)
 
 
 def let_go(error: BaseException) -> None:

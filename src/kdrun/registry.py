@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from kdrun.errors import UsageError
+from kdrun.machine import raise_lack
 
 
 class Family:
@@ -90,4 +91,5 @@ def _imported(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        raise_lack(error)
         raise UsageError(f"{what} cannot be imported: {type(error).__name__}: {error}; {hint}") from error

@@ -38,9 +38,10 @@ MOST_SAMPLES = 4096
 class Rehearsed:
     """What dry steps of a run, of so many ``samples``, showed.
 
-    Sizes (of a checkpoint in bytes), seconds of its step and its teachers' passes, weighted terms, and which layers are
-    compared with which; whether it takes its steps together with others that are ``stackable``, and whether what its
-    losses look at can be ``looked_up`` where the samples allow it.
+    Sizes (of a checkpoint in bytes, and what its losses remember of each training sample), seconds of its step and its
+    teachers' passes, weighted terms, and which layers are compared with which; whether it takes its steps together with
+    others that are ``stackable``, and whether what its losses look at can be ``looked_up`` where the samples allow it,
+    in tables of so many numbers a sample.
     """
 
     run: Run
@@ -51,8 +52,10 @@ class Rehearsed:
     samples: int
     activation_bytes: int
     checkpoint_bytes: int
+    remembered_bytes: int
     stackable: bool
     looked_up: bool
+    table_numbers: dict[str, int]
     step_seconds: float
     teacher_seconds: float
     terms: dict[str, float]
@@ -77,7 +80,7 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
         ):
             continue
         try:
-            with _told_of(run, "as it is built", "model"):
+            with _memory_told(run, "as it is built; write a smaller model"):
                 network = _without_download(run, spec, device)
                 if run.role == "teacher":
                     teachers[run.name] = (
@@ -95,14 +98,15 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
             broken.add((run.role, run.name))
             continue
         size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
-        with _told_of(run, "as its losses are built", "adapter"):
+        with _memory_told(run, "as its losses are built; write a smaller adapter"):
             found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
         found += _mixing_problems(run, network, spec)
         problems += found
         if found or run.weights is not None:
             continue
+        smaller = "model" if size <= DRY_SAMPLES else "`training.batch_size`"
         try:
-            with _told_of(run, f"in a step of {size} samples", "`training.batch_size`"):
+            with _memory_told(run, f"in a step of {size} samples; write a smaller {smaller}"):
                 shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
         except ValueError as error:  # BatchNorm refuses a batch of one
             problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
@@ -112,13 +116,13 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
 
 
 @contextmanager
-def _told_of(run: Run, when: str, what: str) -> Iterator[None]:
+def _memory_told(run: Run, what: str) -> Iterator[None]:
     """Have an ``OutOfMemory`` say whose it is, and what is to be smaller."""
     try:
         with watched():
             yield
     except OutOfMemory as error:
-        raise OutOfMemory(f"{run.title}: {error} {when}; write a smaller {what}") from error.__cause__
+        raise OutOfMemory(f"{run.title}: {error} {what}") from error.__cause__
 
 
 def _frozen_as_finished(run: Run, network: Network, spec: Spec, device: torch.device) -> Frozen:
@@ -176,8 +180,18 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
         samples=size,
         activation_bytes=activation_bytes,
         checkpoint_bytes=student.checkpoint({}).bytes,
+        remembered_bytes=sum(
+            memory[0].nbytes
+            for memory in student.objective.buffers()
+            if memory.dim() > 1 and len(memory) == max(size, DRY_SAMPLES)
+        ),
         stackable=run.training.stack and why_not(student) is None,
         looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
+        table_numbers={
+            name: said.logits[0].numel()
+            + sum(said.features[layer][0].numel() for layer in student.objective.wants(name).teacher)
+            for name, said in taught.items()
+        },
         step_seconds=seconds,
         teacher_seconds=teacher_seconds,
         terms=dict.fromkeys(student.objective.weights, 0.0) | terms,

@@ -9,44 +9,51 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
-PRELOADED = [
-    "torch",
-    "kdrun.cli",
-    "kdrun.bookkeeping",
-    "kdrun.compare",
-    "kdrun.data.files",
-    "kdrun.experiment",
-]
+HERE = Path(__file__).parent
 
 
 @functools.cache
 def forge():
     """Where processes are forked from: one with a single thread, and warm."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    first = context.Process(target=len, args=("",))
-    first.start()
+    context.set_forkserver_preload(["warm"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, [HERE, HERE.parent, *sys.path]))):
+        first = context.Process(target=len, args=("",))
+        first.start()
     first.join()
     return context
 
 
 class Command:
-    """A command at work in a folder, leader of a process group; its words go to ``told``.
+    """A command at work, leader of a process group; its words go to ``told``, or to the last two of three ``streams``.
 
+    It is given in a ``folder``, after some code is run ``first``.
     ``every`` is the time between two checkpoints in seconds; ``moment``, a call of a function, is when it tells its
     starter that it is there, and waits for about ``pause`` seconds.
     """
 
     def __init__(
-        self, arguments, told, *, threads=1, every=0.0, stream=False, moment=None, pause=0.01, **environment
+        self,
+        arguments,
+        told,
+        *,
+        threads=1,
+        every=0.0,
+        stream=False,
+        moment=None,
+        pause=0.01,
+        folder=".",
+        streams=None,
+        first="",
+        **environment,
     ):
         self.told = Path(told)
         here, there = multiprocessing.Pipe(duplex=False)
         options = (threads, every, stream, moment, pause, environment)
-        self.process = forge().Process(
-            target=_run, args=(list(map(str, arguments)), str(told), there, options)
-        )
+        place = (str(folder), [*map(str, streams or (os.devnull, told, told))], first)
+        self.process = forge().Process(target=_run, args=(list(map(str, arguments)), place, there, options))
         self.process.start()
         there.close()
         self.at_the_moment: Connection = here
@@ -81,17 +88,21 @@ class Command:
         return True
 
 
-def _run(arguments, told, there, options):
+def _run(arguments, place, there, options):
     """What the forked process does."""
     import torch
 
     from kdrun import bookkeeping, cli
 
     threads, every, stream, moment, pause, environment = options
+    folder, streams, first = place
     os.setsid()
+    os.chdir(folder)
     multiprocessing.set_start_method("fork", force=True)  # for its own workers, as in a process of its own
-    for number in (1, 2):
-        os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number, path in enumerate(streams):
+        os.dup2(os.open(path, (os.O_WRONLY if number else os.O_RDONLY) | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.update(environment)
     os.fsync = lambda descriptor: (
         None
@@ -103,6 +114,7 @@ def _run(arguments, told, there, options):
     if moment is not None:
         _tell_of(*moment, there, pause)
     sys.argv = ["kdrun", *arguments]
+    exec(first, {})
     cli.main()
 
 

@@ -96,7 +96,9 @@ def with_values(entry: Entry, values: Mapping[str, Any], training: Training) -> 
         return type(entry).model_validate(written)
     except ValidationError as error:
         [problem, *_] = translated(error, written, type(entry))
-        raise ConfigError([Problem(("tune", *values), problem.message, problem.hint)]) from None
+        raise ConfigError(
+            [Problem(("tune", *values), problem.message, problem.hint, problem.on_key)]
+        ) from None
 
 
 def _put(node: dict[str, Any], keys: list[str], value: Any, around: Any) -> None:

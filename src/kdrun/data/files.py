@@ -26,7 +26,7 @@ from kdrun.data.augmentation import Augmentation, PictureConfig, form
 from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
 from kdrun.errors import DataError, StoreError, did_you_mean, printable, shown
-from kdrun.machine import available_memory, return_freed_memory, told_size
+from kdrun.machine import available_memory, raise_lack, return_freed_memory, told_size
 from kdrun.memory import room_for_data
 
 WORTH_KEEPING = 64_000_000
@@ -101,6 +101,7 @@ def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
         try:
             work(position)
         except Exception as error:  # Pillow raises many kinds for broken files
+            raise_lack(error)
             reason = (
                 "no picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
             )
@@ -134,6 +135,7 @@ class PictureFiles:
         try:
             return decode(self.paths[position], self.size)
         except Exception as error:
+            raise_lack(error)
             raise DataError(printable(f"{self.paths[position]} can no longer be read: {error}")) from error
 
     def stamp(self, position: int) -> str:
@@ -448,6 +450,7 @@ def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[s
     except DataError:
         raise
     except Exception as error:  # a damaged file fails in any way
+        raise_lack(error)
         objects = "allow_pickle=False" in str(error)
         reason = "it holds Python objects" if objects else str(error) or "it is empty"
         raise DataError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdrun.errors import DataError
-from kdrun.machine import end_with_parent
+from kdrun.machine import end_with_parent, raise_lack
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Processes that decode pictures for a set that fits nowhere."""
@@ -109,6 +110,7 @@ class Mapped:
             for place, row in enumerate(rows.tolist()):
                 view[place] = self._samples[row]
         except Exception as error:
+            raise_lack(error)
             raise DataError(f"{self._file} can no longer be read: {error}") from error
         return samples
 
@@ -138,18 +140,33 @@ class Streamed:
             worker_init_fn=_belong_to_the_parent,
         )
         try:
-            for pictures in loader:
+            for pictures in _begun(loader):
                 yield pictures.to(self._device, non_blocking=True)
         except DataError as error:  # its text ends with the worker's own error
             error.__traceback__ = None  # it would keep the workers alive until they are killed, seconds later
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
-        except RuntimeError as error:  # that one is gone is all that torch knows
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # that one is gone is all that torch knows
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise DataError(
                 "a process that decodes pictures was ended from outside, perhaps for want of memory or of room in "
                 "/dev/shm; the same command goes on from the last checkpoint"
             ) from error
+
+
+def _begun(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+    """Start the workers, without what torch does at the end of one: raise in whatever runs just then.
+
+    That one is gone is found, seconds later, where its pictures are waited for. Raises ``DataError``.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = iter(loader)
+    except OSError as error:  # no room in /dev/shm, or one process too many
+        raise DataError(f"the processes that decode pictures cannot be started: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 def _belong_to_the_parent(_worker: int) -> None:

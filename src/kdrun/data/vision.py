@@ -14,7 +14,7 @@ from kdrun.contracts import Spec
 from kdrun.data.augmentation import Augmentation, PictureConfig
 from kdrun.data.base import VIEW, Raw, SampleSet
 from kdrun.errors import DataError, shown
-from kdrun.machine import told_size
+from kdrun.machine import raise_lack, told_size
 
 TIMEOUT = 30.0
 """Seconds that a download waits for a server that says nothing."""
@@ -50,6 +50,7 @@ class Torchvision(SampleSet):
             arrays = [self._arrays(part) for part in parts]
             self._demand_fitting(arrays)
         except Exception as error:  # what a damaged file raises depends on where it is damaged
+            raise_lack(error)
             raise DataError(
                 f"dataset '{self.config.kind}': the files under {self.root} are damaged ({_short(error)}); "
                 f"delete them to download them again: {self._places(self._found)}"
@@ -98,6 +99,7 @@ class Torchvision(SampleSet):
                 for train in (True, False):
                     self._open(train, download=True)
         except Exception as error:
+            raise_lack(error)
             raise DataError(
                 f"dataset '{self.config.kind}': not all of its files are under {self.root}, and the download "
                 f"failed ({_short(error)}); with a network, run it again; without one, put the files there: "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdrun import taps
 from kdrun.contracts import Model, ModelConfig
 from kdrun.errors import Mismatch, WeightsError, did_you_mean
+from kdrun.machine import raise_lack
 from kdrun.models.layers import picture
 from kdrun.models.weights import start_from
 
@@ -58,6 +59,7 @@ class External(Model):
                     module.inplace = False  # type: ignore[assignment]  # a flag, though undeclared
             outputs, overwritten = _dry_run(self.net, self.see(torch.zeros(2, *shape)))
         except Exception as error:  # what a library cannot build or read, it tells in any way
+            raise_lack(error)
             size = "×".join(str(pixels) for pixels in shape)
             reason = str(error).partition("\n")[0]
             raise Mismatch(f"{said} cannot read inputs of {size}: {reason}", key="name") from error
@@ -150,6 +152,7 @@ class Torchvision(External):
         try:
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except Exception as error:  # the network, the disk or the hash
+            raise_lack(error)
             raise _not_downloaded("torchvision", weights.url, error) from error
         start_from(self, state, weights.url)
 
@@ -212,6 +215,7 @@ class Timm(External):
         try:
             state = make(True).state_dict()
         except Exception as error:  # no such weights, the network, the disk
+            raise_lack(error)
             raise _not_downloaded("timm", source or "none are published", error) from error
         start_from(self, state, str(source))
 

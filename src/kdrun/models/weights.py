@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdrun.contracts import Model
 from kdrun.errors import WeightsError, shown
-from kdrun.machine import available_memory, told_size
+from kdrun.machine import available_memory, raise_lack, told_size
 
 State = dict[str, Tensor]
 
@@ -98,6 +98,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except Exception as error:  # SafetensorError for the most part, and what building the tensors raises
+        raise_lack(error)
         raise WeightsError(f"{path}: is no safetensors file, or is damaged: {shown(error)}") from error
 
 
@@ -116,6 +117,7 @@ def _unpickle(path: Path) -> Any:
             f"{path}: holds Python objects{what}, which kdrun does not unpickle; {_advice()}"
         ) from error
     except Exception as error:  # a damaged file fails in any way
+        raise_lack(error)
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise WeightsError(
             f"{path}: cannot be read as weights: {type(error).__name__}: {shown(reason)}; {_advice()}"
@@ -130,6 +132,7 @@ def _demand_unpacked(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             inside = sum(entry.file_size for entry in archive.infolist())
     except Exception as error:  # PyTorch's own reader might see more in it
+        raise_lack(error)
         raise WeightsError(f"{path}: cannot be read as weights: {shown(error)}; {_advice()}") from error
     if inside > path.stat().st_size:
         raise WeightsError(

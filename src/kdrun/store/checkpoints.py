@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kdrun.machine import raise_lack
 from kdrun.store.files import demand, digest, reached, read_json, read_whole, write_bytes, write_json
 
 KEPT = 2
@@ -66,6 +67,7 @@ def newest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]
             arrays = safetensors.numpy.load(contents["state.safetensors"])
             return Checkpoint(_step(path), arrays, json.loads(contents["state.json"])), damaged
         except Exception as error:
+            raise_lack(error)
             damaged.append(f"{path}: passed over: {error}")
     return None, damaged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,11 +26,22 @@ SEAL = ',\n "sha256": "'
 """What begins the last entry of a JSON file: the hash of all bytes before it."""
 ANEW = "the command that made it makes it anew"
 """What is said of everything that is damaged."""
+AGAIN = 3
+"""How often a file is written again of which others took the beginnings away."""
 TEMPORARY = "tmp"
 """How files end that are not finished."""
 KILL_AT = "KDRUN_KILL_AT"
 """For tests, in the environment: ``FILE/STAGE`` (or a pattern of that), or ``FILE/STAGE:N``, where at the first, or the
 Nth, time the process kills itself while it writes."""
+INSTEAD = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EFBIG: "allow larger files (ulimit -f), or choose another place",
+    errno.EACCES: "allow it, or choose another place",
+    errno.EPERM: "allow it, or choose another place",
+    errno.EROFS: "allow it, or choose another place",
+}
+"""What to do where the system refuses to write."""
 STAGES = ("opened", "half", "written", "synced", "replaced", "done")
 """What a file goes through until it counts."""
 
@@ -55,7 +67,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> None:
-    """Write a file beside its place, and then ``take`` the place."""
+    """Write a file beside its place, and then ``take`` the place.
+
+    A process that cleans up may take the folder away while it is empty, or the file: then it is written again.
+    """
+    try:
+        for _ in range(AGAIN):
+            with suppress(FileNotFoundError):
+                return _try_to_write(path, data, take)
+        _try_to_write(path, data, take)
+    except OSError as error:
+        raise StoreError(refusal(path, len(data), error)) from error
+
+
+def _try_to_write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{TEMPORARY}")
     stages = (f"{path.name}/{stage}" for stage in STAGES)
     try:
@@ -74,8 +99,6 @@ def _write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> Non
         reached(next(stages))
         sync_folder(path.parent)
         reached(next(stages))
-    except OSError as error:
-        raise StoreError(refusal(path, len(data), error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -83,15 +106,13 @@ def _write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> Non
 
 def refusal(path: Path, size: int, error: OSError) -> str:
     """What is said where a file of so many bytes cannot be written: what that needs, what there is, what to do."""
-    told = f"{path}: cannot be written: {error.strerror or error}"
-    try:
-        place = next(parent for parent in path.parents if parent.is_dir())
-        free = told_size(shutil.disk_usage(place).free)
-    except (OSError, StopIteration):
-        free = "nobody can say how much"
-    return (
-        f"{told}; it needs {told_size(size)}, and {free} are free there; make room, or choose another --out"
-    )
+    why, free = error.strerror or str(error), "nobody knows what is"
+    with suppress(OSError):
+        places = [place for place in path.parents if place.exists()]
+        free = f"{told_size(shutil.disk_usage(places[0]).free)} are"
+        why = f"{places[0]} is a file" if places[0].is_file() else why
+    instead = INSTEAD.get(error.errno or 0, "choose another place")
+    return f"{path}: cannot be written: {why}; it needs {told_size(size)}, and {free} free there; {instead}"
 
 
 def make_folder(folder: Path) -> None:

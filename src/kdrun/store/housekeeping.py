@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from kdrun.errors import StoreError
 from kdrun.store.files import read_json
 from kdrun.store.lock import locked
 from kdrun.store.runs import Store
-from kdrun.store.shelf import at_work
+from kdrun.store.shelf import NEW, at_work
 
 
 @dataclass(frozen=True)
@@ -84,24 +85,31 @@ def _referenced(store: Store) -> set[str]:
 
 def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
     size = size_of(folder)
-    result = store.result(folder)
+    begun, failure = (store.read(folder / name) or {} for name in ("begun.json", "failure.json"))
+    result = store.result(folder)  # after that, or a run that is just finished would be neither
     if result is not None:
         fingerprint = result.manifest["fingerprint"]
         return Entry(folder, "finished", 1.0, size, fingerprint, fingerprint in wanted)
-    begun, failure = (store.read(folder / name) or {} for name in ("begun.json", "failure.json"))
     fingerprint = begun.get("fingerprint")
     steps = [
         int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()
     ]
     progress = max(steps, default=0) / max(begun.get("total_steps", 1), 1)
     state, detail = "unfinished", ""
-    if fingerprint and _held(store.lock_file(fingerprint)):
+    if _held(store.lock_file(fingerprint)) if fingerprint else _new(folder):
         state = "at work"
     elif failure:
         state, detail = "failed", failure["what"]
     elif (folder / "result.json").is_file():
         state, detail = "damaged", "the same command trains it again"
     return Entry(folder, state, progress, size, fingerprint, fingerprint in wanted, detail)
+
+
+def _new(folder: Path) -> bool:
+    """Whether a folder may be of a run that is about to begin there, since it is new and nothing in it says whose."""
+    with suppress(FileNotFoundError):
+        return not (folder / "result.json").exists() and time.time() - folder.stat().st_mtime < NEW
+    return False
 
 
 def _held(path: Path) -> bool:
@@ -151,22 +159,35 @@ def remove_shelved(entry: Shelved) -> None:
         raise StoreError(f"{entry.folder}: cannot be deleted: {error.strerror}") from error
 
 
-def remove(store: Store, entry: Entry) -> None:
-    """Delete a run's folder and what leads to it; raises ``StoreError`` where that is not allowed, or it is at work.
+def remove(store: Store, entry: Entry) -> bool:
+    """Delete a run's folder and what leads to it, unless somebody has come to need it since it was looked at.
 
-    A run that is unfinished here may be finished elsewhere: then its index entry stays.
+    A run that is unfinished here may be finished elsewhere: then its index entry stays. Raises ``StoreError`` where
+    deleting is not allowed, or the run is at work.
     """
     lock = store.lock_file(entry.fingerprint) if entry.fingerprint else None
     try:
         with locked(lock, str(entry.folder)) if lock else nullcontext():
+            if _come_to_be_needed(store, entry):
+                return False
             finished = store.find(entry.fingerprint) if entry.fingerprint else None
             if lock and (finished is None or finished.folder == entry.folder):
                 lock.with_suffix(".json").unlink(missing_ok=True)
             shutil.rmtree(entry.folder)
-            for parent in list(entry.folder.parents)[:3]:
-                if parent != store.root and not any(parent.iterdir()):
-                    parent.rmdir()
+            with suppress(OSError):  # it holds something, as most do
+                for parent in list(entry.folder.parents)[:3]:
+                    if parent != store.root:
+                        parent.rmdir()
             if lock:
                 lock.unlink()
     except OSError as error:
         raise StoreError(f"{entry.folder}: cannot be deleted: {error.strerror}") from error
+    return True
+
+
+def _come_to_be_needed(store: Store, entry: Entry) -> bool:
+    """Whether a run was begun, finished or asked for since it was looked at."""
+    if entry.state == "finished":
+        return entry.fingerprint in _referenced(store)
+    begun = store.read(entry.folder / "begun.json") or {}
+    return begun.get("fingerprint") != entry.fingerprint or store.result(entry.folder) is not None

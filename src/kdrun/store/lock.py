@@ -7,24 +7,30 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from kdrun.errors import StoreError
 from kdrun.store.files import make_folder, refusal
+
+PATIENCE = 10
+"""How often a lock is tried: those who only look whether somebody has it hold it themselves for a moment."""
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock at ``path``; raises ``StoreError`` with its holder where another process has it."""
-    file = _taken(path, what)
-    with file:
-        file.truncate(0)
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        )
-        file.flush()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode()
+    with ExitStack() as held:
+        try:
+            make_folder(path.parent)
+            file = held.enter_context(_taken(path, what))
+            file.truncate(0)
+            file.write(holder)
+        except OSError as error:
+            raise StoreError(refusal(path, len(holder), error)) from error
         yield
 
 
@@ -33,20 +39,21 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _taken(path: Path, what: str) -> IO[str]:
+def _taken(path: Path, what: str) -> FileIO:
     """The lock's file, open and locked."""
-    try:
-        make_folder(path.parent)
-        while True:
-            file = open(path, "a+", opener=_no_link)  # noqa: SIM115 (its holder closes it)
+    tries = 0
+    while True:
+        file = FileIO(path, "a+", opener=_no_link)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-            file.close()  # its last holder took it away
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise StoreError(f"{what} is being trained by {holder}; wait for it, or use another --out") from None
-    except OSError as error:
-        raise StoreError(refusal(path, 0, error)) from error
+        except BlockingIOError:
+            tries += 1
+            if tries >= PATIENCE:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "another process"
+                told = f"{what} is being trained by {holder}; wait for it, or use another --out"
+                raise StoreError(told) from None
+            time.sleep(0.01)
+        file.close()  # or its last holder took it away

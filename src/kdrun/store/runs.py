@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from kdrun.errors import DamagedError, StoreError
+from kdrun.machine import raise_lack
 from kdrun.store import checkpoints
 from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.files import (
@@ -50,6 +52,7 @@ class Result:
         try:
             return made(data)
         except Exception as error:  # every format fails in its own way
+            raise_lack(error)
             raise foreign(self.folder / name, error) from error
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -237,10 +240,15 @@ class Store:
 
     def failure(self, fingerprint: str, folder: str) -> dict[str, Any] | None:
         """Why the last attempt at a run stopped, in the ``folder`` where it would lie or beside another run's."""
-        for place in (folder, f"{folder}-{fingerprint[:8]}"):
-            begun, failure = (self.read(self.root / place / name) for name in ("begun.json", "failure.json"))
-            if begun and failure and begun["fingerprint"] == fingerprint:
-                return failure
+        begun = self.begun(folder, fingerprint)
+        return None if begun is None else self.read(begun / "failure.json")
+
+    def begun(self, folder: str, fingerprint: str) -> Path | None:
+        """Where a run was begun: in the ``folder`` where it would lie, or beside another run's."""
+        for place in (self.root / folder, self.root / f"{folder}-{fingerprint[:8]}"):
+            begun = self.read(place / "begun.json")
+            if begun and begun["fingerprint"] == fingerprint:
+                return place
         return None
 
     def workplace(self, folder: str, fingerprint: str, inputs: dict[str, Any]) -> tuple[Workplace, str]:
@@ -251,37 +259,44 @@ class Store:
         looked for after that, since another process may have finished one and taken its claim away in between.
         """
         path = self.root / folder
-        claimed = claim_json(path / "begun.json", {"fingerprint": fingerprint, "inputs": inputs})
-        for name in ("result.json", "begun.json"):
-            difference = self._other(path / name, fingerprint, inputs)
-            if difference:
-                if claimed:
-                    (path / "begun.json").unlink(missing_ok=True)
-                aside = path.with_name(f"{path.name}-{fingerprint[:8]}")
-                return Workplace(self, aside, fingerprint, inputs), difference
-        return Workplace(self, path, fingerprint, inputs), ""
+        while True:
+            claimed = claim_json(path / "begun.json", {"fingerprint": fingerprint, "inputs": inputs})
+            names = ("result.json", "begun.json")
+            finished, begun = (self._other(path / name, fingerprint, inputs) for name in names)
+            if claimed or begun is not None:  # or else another process has just finished there
+                break
+        difference = finished or begun or ""
+        if difference:
+            if claimed:
+                (path / "begun.json").unlink(missing_ok=True)
+            path = path.with_name(f"{path.name}-{fingerprint[:8]}")
+        return Workplace(self, path, fingerprint, inputs), difference
 
-    def _other(self, path: Path, fingerprint: str, inputs: dict[str, Any]) -> str:
-        """What a run differs in from that which a file belongs to; '' where it is the same, or there is none."""
-        if not path.is_file():
-            return ""
+    def _other(self, path: Path, fingerprint: str, inputs: dict[str, Any]) -> str | None:
+        """What a run differs in from that which a file belongs to; '' where it is the same, None without a file."""
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            return f"{path.name} is no file" if path.is_symlink() or path.is_dir() else None
         there = self.read(path)
         if there is not None:
             if there["fingerprint"] == fingerprint:
                 return ""
             return first_difference(there["inputs"], inputs)
-        return "" if self._was_of(path, fingerprint) else f"{path.name} is damaged"
+        return "" if self._was_of(path, data, fingerprint) else f"{path.name} is damaged"
 
-    def _was_of(self, path: Path, fingerprint: str) -> bool:
+    def _was_of(self, path: Path, data: bytes, fingerprint: str) -> bool:
         """Whether a damaged file was of this run: it still says so, or the index does, or a checkpoint beside it."""
         entry = self.read(self.index / f"{fingerprint}.json")
         return (
-            fingerprint.encode() in path.read_bytes()
+            fingerprint.encode() in data
             or (entry is not None and self.root / entry["folder"] == path.parent)
             or checkpoints.newest(path.parent, fingerprint)[0] is not None
         )
 
     def folders(self) -> Iterator[Path]:
         """Every run's folder, finished or not."""
+        for experiment in self.root.glob("*/"):
+            os.scandir(experiment).close()  # a pattern passes over what may not be read
         for name in ("teachers/*/seed-*", "students/*/*/seed-*", "tuning/*/*/trial-*"):
             yield from sorted(p for p in self.root.glob(f"*/{name}") if p.is_dir())

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from kdrun.errors import StoreError
-from kdrun.store.files import digest_of_file, read_json, sync_folder, write_json
+from kdrun.machine import raise_lack
+from kdrun.store.files import digest_of_file, read_json, refusal, sync_folder, write_json
 
 SPARE = 1.05
 """What must be free on the disk, as a multiple of what is to be written."""
@@ -94,9 +95,8 @@ class Shelf:
                 write_json(begun / "manifest.json", {**about, "files": files})
                 self._place(begun, place)
         except OSError as error:
-            raise StoreError(
-                f"{place}: cannot be written ({size(forms):,} bytes): {error.strerror}"
-            ) from error
+            raise_lack(error)  # to map the arrays into it
+            raise StoreError(refusal(place, size(forms), error)) from error
 
     @contextmanager
     def _begun(self, key: str) -> Iterator[Path]:

@@ -1053,16 +1053,45 @@ RESOLVED = {
 }
 
 
-FORGED = {
-    f"{place}/{file}: {name}": lambda runs, ran, place=place, file=file, make=make: exchange(
-        runs / place, file, make(ran)
-    )
-    for place in (TEACHERS, KD)
-    for file, made in EXCHANGED.items()
-    for name, make in made.items()
-} | {
-    f"{file}: {name}": lambda runs, ran, file=file, change=change: alter(runs / file, change)
-    for file, changes in ((f"{KD}/result.json", RESULTS), ("tiny/resolved.json", RESOLVED))
-    for name, change in changes.items()
+def of_other_questions(samples=30, classes=3, labels=0):
+    """Makes a result one of so many samples and classes, and of such labels, which fits together in itself."""
+
+    def forge(runs, ran):
+        predicted = npz_of(
+            logits=np.zeros((samples, classes), np.float32),
+            labels=np.full(samples, labels),
+            index=np.arange(samples),
+        )
+        exchange(runs / KD, "predictions.npz", predicted)
+
+        def change(manifest):
+            manifest["protocol"].update(test_samples=samples)
+            manifest["details"].update(classes=["c"] * classes, by_class=[0.5] * classes)
+
+        alter(runs / KD / "result.json", change)
+
+    return forge
+
+
+APART = {
+    "fewer samples than in the other results": of_other_questions(samples=20),
+    "more classes than in the other results": of_other_questions(classes=4),
+    "other labels than in the other results": of_other_questions(labels=1),
 }
+FORGED = (
+    {
+        f"{place}/{file}: {name}": lambda runs, ran, place=place, file=file, make=make: exchange(
+            runs / place, file, make(ran)
+        )
+        for place in (TEACHERS, KD)
+        for file, made in EXCHANGED.items()
+        for name, make in made.items()
+    }
+    | {
+        f"{file}: {name}": lambda runs, ran, file=file, change=change: alter(runs / file, change)
+        for file, changes in ((f"{KD}/result.json", RESULTS), ("tiny/resolved.json", RESOLVED))
+        for name, change in changes.items()
+    }
+    | APART
+)
 """What a folder of runs is made into."""

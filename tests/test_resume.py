@@ -1,11 +1,13 @@
 """Stopped at any moment, the same command goes on to the same bits as if it had never been stopped."""
 
 import os
+import re
 import shutil
 import signal
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -14,7 +16,7 @@ from kdrun import bookkeeping, rehearsal, train
 from kdrun.console import Console
 from kdrun.errors import Interrupted, StoreError
 from kdrun.interrupts import Stop
-from kdrun.store import Workplace, read_json
+from kdrun.store import Workplace, checkpoints, read_json
 from kdrun.train import fit
 from support import (
     Ears,
@@ -286,6 +288,62 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch, capfd, damag
     if damage != "no manifest":  # which is how an unfinished one looks
         told = capfd.readouterr().err
         assert "kd/seed-2/checkpoint-4" in told and "passed over" in told
+
+
+def rewritten(folder, change):
+    """Change the newest checkpoint in a folder, and say in its manifest that it should be so."""
+    fingerprint = read_json(folder / "begun.json")["fingerprint"]
+    found, _ = checkpoints.newest(folder, fingerprint)
+    change(found)
+    found.save(folder, fingerprint)
+
+
+FOREIGN_STATES = {
+    "of an older kdrun": lambda state: state.pop("both_gradients"),
+    "a log that is none": lambda state: state.update(metrics=[{"epoch": "one"}]),
+    "epochs that are none": lambda state: state.update(epochs_closed=-1),
+    "empty": lambda state: state.clear(),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN_STATES)
+def test_a_foreign_state_is_passed_over(tmp_path, monkeypatch, capfd, change):
+    run(BASE, tmp_path / "whole")
+    folder = stopped(tmp_path / "cut", monkeypatch)
+    rewritten(folder, lambda found: FOREIGN_STATES[change](found.state))
+    run(BASE, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert re.search(
+        "kd/seed-2/checkpoint-4: passed over: .*is not what kdrun writes", capfd.readouterr().err
+    )
+
+
+def renamed(found):
+    found.arrays["model/x"] = found.arrays.pop(next(name for name in found.arrays if name[:6] == "model/"))
+
+
+FOREIGN_PARTS = {
+    "another weight": renamed,
+    "weights of another shape": lambda found: found.arrays.update(
+        {name: array[:1] for name, array in found.arrays.items() if name[:6] == "model/" and array.ndim == 2}
+    ),
+    "moments of another shape": lambda found: found.arrays.update(
+        {name: array[:1] for name, array in found.arrays.items() if name[:10] == "optimizer/" and array.ndim}
+    ),
+    "an optimizer that is none": lambda found: found.arrays.update({"optimizer/x": np.zeros(1)}),
+    "an optimizer too many": lambda found: found.arrays.update({"optimizer/7.0.step": np.zeros(1)}),
+    "a name of no part": lambda found: found.arrays.update({"x": np.zeros(1)}),
+    "sums of other terms": lambda found: found.state.update(sums={"x": 0.0}),
+    "gradients of others": lambda found: found.state.update(both_gradients=[True]),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN_PARTS)
+def test_a_foreign_checkpoint_is_refused_in_words(tmp_path, monkeypatch, change):
+    folder = stopped(tmp_path, monkeypatch)
+    rewritten(folder, FOREIGN_PARTS[change])
+    with pytest.raises(StoreError, match=r"kd/seed-2/checkpoint-4: does not fit this run: .*; go on with"):
+        run(BASE, tmp_path)
 
 
 def test_after_a_damaged_checkpoint_two_whole_ones_are_kept(tmp_path, monkeypatch):

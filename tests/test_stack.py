@@ -1,5 +1,7 @@
 """Stacked students: small networks of one architecture that take their steps as one."""
 
+import shutil
+import signal
 from typing import Literal
 
 import numpy as np
@@ -8,13 +10,14 @@ import torch
 import torchvision
 from torch import nn
 
-from kdrun import assembly, models, registry, stack
+from kdrun import assembly, models, registry, stack, train
+from kdrun.bookkeeping import Keeper, Seat
 from kdrun.console import Console
 from kdrun.contracts import Loss, LossConfig, Taps
-from kdrun.errors import TrainingError
+from kdrun.errors import Interrupted, TrainingError
 from kdrun.stack import Team, teams, why_not
 from kdrun.train import fit
-from support import Ears, checked, experiment, outcome, results, run, students
+from support import Ears, checked, checkpoint_always, experiment, outcome, results, run, students
 from test_training import poison  # noqa: F401  # a fixture
 
 LOGIT_METHODS = "[kd, dkd, nkd, dist, ttm, rld, wsld, logit-mse]"
@@ -141,6 +144,68 @@ def test_a_stacked_student_goes_on_from_its_checkpoint(tmp_path, monkeypatch, op
     run(methods, tmp_path / "stopped", key)
     run(methods, tmp_path / "whole", key)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", ["newest", "both"])
+def test_stacked_students_go_on_from_a_step_that_all_have(tmp_path, monkeypatch, lost):
+    """A process that is killed may have saved some of them before the others."""
+    from test_resume import stopped
+
+    methods = text("[kd, {name: hot, use: kd, set: {kd.temperature: 9}}]")
+    stopped(tmp_path / "stopped", monkeypatch, text=methods)
+    (folder,) = tmp_path.glob("stopped/*/students/*/hot/seed-0")
+    for step in sorted(folder.glob("checkpoint-*"))[lost == "newest" :]:
+        shutil.rmtree(step)
+    run(methods, tmp_path / "stopped")
+    run(methods, tmp_path / "whole")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_stacked_students_are_saved_before_one_is_finished(tmp_path, monkeypatch):
+    """Or the others, if they had to go back, took their last steps without it."""
+    methods, finish = text("[kd, {name: hot, use: kd, set: {kd.temperature: 9}}]"), Seat.finish
+    methods = methods.replace("[0, 1]", "[0]")
+    run(methods, tmp_path / "killed", roles=["teacher"])
+
+    def finished(seat, *given):
+        if seat.run.method == "hot":
+            raise ZeroDivisionError
+        return finish(seat, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Seat, "finish", finished)
+        run(methods, tmp_path / "killed")
+    run(methods, tmp_path / "killed")
+    run(methods, tmp_path / "whole")
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_who_failed_keeps_no_stacked_student_back(tmp_path, monkeypatch, poison):  # noqa: F811
+    bad = "{name: bad, losses: [{kind: ce}, {kind: poison, step: 2, what: nan}]}"
+    hot, begun = "{name: hot, use: kd, set: {kd.temperature: 9}}", {}
+
+    def pause(keeper):
+        if max(seat.student.position for seat in keeper.seats) == 7:
+            keeper.stop.signal = signal.SIGTERM
+        original(keeper)
+
+    original = Keeper.pause
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        run(text("[kd]"), tmp_path, roles=["teacher"])
+        checkpoint_always(patch)
+        patch.setattr(train, "REPORT_EVERY", 1)
+        patch.setattr(Keeper, "pause", pause)
+        run(text(f"[kd, {hot}, {bad}]"), tmp_path)
+    go_on = Seat.go_on
+
+    def noted(seat, checkpoint):
+        go_on(seat, checkpoint)
+        begun[seat.run.method] = seat.student.position
+
+    monkeypatch.setattr(Seat, "go_on", noted)
+    with pytest.raises(TrainingError):
+        run(text(f"[kd, {hot}, {bad}]"), tmp_path)
+    assert begun.pop("bad") < 3 and set(begun.values()) == {7}
 
 
 def test_the_failure_of_one_is_its_own(poison):  # noqa: F811

@@ -621,7 +621,18 @@ def test_a_lock_dies_with_its_holder(tmp_path):
 
 def checkpoint(step, value=1.0):
     arrays = {"model/w": np.full((2, 3), value, np.float32), "optimizer/0.step": np.array(step, np.float32)}
-    return Checkpoint(step, arrays, {"resolved": {"device": "cpu"}, "sums": {"ce": 0.1 + 0.2}})
+    state = {
+        "epochs_closed": 0,
+        "best_score": None,
+        "seconds": 1.5,
+        "metrics": [],
+        "sums": {"ce": 0.1 + 0.2},
+        "shares": None,
+        "both_gradients": [False],
+        "resolved": {"device": "cpu"},
+        "threads": 1,
+    }
+    return Checkpoint(step, arrays, state)
 
 
 def steps_in(folder):

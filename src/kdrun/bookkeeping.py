@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -22,7 +23,7 @@ from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
-from kdrun.errors import Problem, StoreError, TrainingError
+from kdrun.errors import Problem, StoreError, TrainingError, shown
 from kdrun.evaluate import (
     THREADS,
     latencies,
@@ -36,9 +37,10 @@ from kdrun.evaluate import (
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, Network
 from kdrun.plan import Plan, Run
-from kdrun.stack import why_not
+from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace, fingerprint, write_json
+from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.files import sweep, write_text
 from kdrun.store.forms import foreign
 from kdrun.store.lock import locked
@@ -78,7 +80,8 @@ def title(group: Sequence[Run]) -> str:
 class Seat:
     """A run at work: its folder in the store, and its student once it is enrolled.
 
-    ``saved`` is where the student stood when it was last saved, in steps and epochs; ``closed`` whether all is done.
+    ``saved`` is where the student stood when it was last saved, in steps and epochs; ``stacked`` whether it takes its
+    steps together with others; ``closed`` whether all is done.
     """
 
     run: Run
@@ -88,6 +91,7 @@ class Seat:
     console: Console
     student: Student = field(init=False)
     saved: tuple[int, int] | None = field(init=False, default=None)
+    stacked: bool = field(init=False, default=False)
     closed: bool = field(init=False, default=False)
 
     @property
@@ -117,14 +121,25 @@ class Seat:
         own = {name: teachers[run] for name, run in self.run.teachers.items()}
         self.student = make_student(self.run, own, self.dataset, self.device)
 
-    def go_on(self) -> None:
-        """Put the student at its newest checkpoint, if there is one."""
-        steps = self.student.steps_per_epoch * self.run.training.epochs
-        checkpoint, damaged = self.workplace.begin(steps, self.resolved)
+    def newest(self, most: float = math.inf) -> Checkpoint | None:
+        """The newest whole checkpoint, of no later step than ``most``; tells of those that are damaged."""
+        checkpoint, damaged = self.workplace.newest(most)
         for sentence in damaged:
             self.console.warn(sentence)
+        return checkpoint
+
+    def go_on(self, checkpoint: Checkpoint | None) -> None:
+        """Put the student at a checkpoint, if there is one."""
+        steps = self.student.steps_per_epoch * self.run.training.epochs
+        self.workplace.begin(steps, self.resolved, checkpoint)
         if checkpoint is not None:
-            self.student.resume(checkpoint)
+            try:
+                self.student.resume(checkpoint)
+            except (LookupError, ValueError, RuntimeError) as error:
+                raise StoreError(
+                    f"{self.workplace.folder}/checkpoint-{checkpoint.step}: does not fit this run: {shown(error)}; "
+                    "go on with the kdrun that made it, or delete it and begin anew"
+                ) from error
             self.saved = self._stand
             before, now = checkpoint.state["threads"], torch.get_num_threads()
             if before != now and self.device.type == "cpu":
@@ -134,9 +149,12 @@ class Seat:
                 )
 
     def save(self) -> None:
-        """Write a checkpoint where there is anything new, unless the student failed: then the last good one stays."""
+        """Write a checkpoint where there is anything new; where the student failed, say so: the last good one stays."""
         self.student.flush()
-        if self.student.failure is None and not self.closed and self.saved != self._stand:
+        failure = self.student.failure
+        if failure is not None:
+            self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
+        elif not self.closed and self.saved != self._stand:
             self.workplace.save(self.student.checkpoint(self.resolved))
             self.saved = self._stand
 
@@ -158,10 +176,8 @@ class Seat:
         ``pause`` is called while it is scored.
         """
         if network is None:
-            failure = self.student.failure
-            assert failure is not None
-            self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
-            return f"{self.run.title}: stopped: {failure}; a smaller learning rate or weight may help"
+            self.save()
+            return f"{self.run.title}: stopped: {self.student.failure}; a smaller learning rate or weight may help"
         scored_on: Split = "test" if self.run.trial is None else "validation"
         predictions = predict(network, paused(self.dataset.split(scored_on), pause))
         if not np.isfinite(predictions["logits"]).all():
@@ -268,11 +284,45 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
         if seat.run.training.stack and (reason := why_not(seat.student)):
             kind = "/".join(filter(None, (seat.run.name, seat.run.method)))
             first.console.say_once(f"{kind} is not stacked: {reason}")
-        seat.go_on()
+    of = {seat.student: seat for seat in seats}
+    for company in companies([*of]):
+        let_go_on([of[student] for student in company])
+
+
+def let_go_on(company: Sequence[Seat]) -> None:
+    """Put students that take their steps together where all of them were saved; one that failed holds nobody up."""
+    for seat in company:
+        seat.stacked = len(company) > 1
+    failed = [[seat] for seat in company if seat.workplace.failed]
+    for part in ([seat for seat in company if not seat.workplace.failed], *failed):
+        for seat, checkpoint in zip(part, abreast(part), strict=True):
+            seat.go_on(checkpoint)
+
+
+def abreast(seats: Sequence[Seat]) -> list[Checkpoint | None]:
+    """The newest checkpoints of students that take their steps together, all of one step; None for its first.
+
+    A process that is killed may have saved some of them later than others, and a step of fewer rounds otherwise.
+    """
+    found = [seat.newest() for seat in seats]
+    while len(steps := {_step(checkpoint) for checkpoint in found}) > 1:
+        most = min(steps)
+        found = [
+            checkpoint if _step(checkpoint) == most else seat.newest(most)
+            for seat, checkpoint in zip(seats, found, strict=True)
+        ]
+    return found
+
+
+def _step(checkpoint: Checkpoint | None) -> int:
+    return 0 if checkpoint is None else checkpoint.step
 
 
 def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callable[[], None]) -> list[str]:
     """Score the runs of a group and store their results; the failures in words. ``pause`` is called now and then."""
+    for seat in seats:
+        if seat.stacked:  # or its last steps might lack one that was finished before it was saved
+            seat.save()
     networks = [seat.outcome() for seat in seats]
     taught = [
         (seat, network, [teachers[run] for run in seat.run.teachers.values()])

@@ -96,6 +96,11 @@ class Material:
                 self.missing.append(run)
             else:
                 self.results[run["fingerprint"]] = result
+        for result in self.results.values():
+            if _asked(result) != _asked(self._first):
+                raise foreign(
+                    result.folder / "result.json", f"other test samples than in {self._first.folder}"
+                )
         path = self.store.root / self.resolved["name"] / "costs.json"
         self.costs = read_json(path)["models"] if path.is_file() else {}
         self._predicted: dict[tuple[str, ...], np.ndarray] = {}
@@ -108,12 +113,23 @@ class Material:
     @cached_property
     def labels(self) -> np.ndarray:
         """The test labels (N,)."""
-        return next(iter(self.results.values())).predictions()["labels"]
+        return self._first.predictions()["labels"]
+
+    @property
+    def _first(self) -> Result:
+        return next(iter(self.results.values()))
 
     def logits(self, *members: str) -> np.ndarray:
         """The test logits (N, C) of a run, or of several together."""
-        said = [self.results[member].predictions()["logits"] for member in members]
+        said = [self._answers(self.results[member]) for member in members]
         return said[0] if len(said) == 1 else scores.ensemble(said)
+
+    def _answers(self, result: Result) -> np.ndarray:
+        """The test logits (N, C) of a run; raises ``DamagedError`` where its labels are not those of the others."""
+        found = result.predictions()
+        if not np.array_equal(found["labels"], self.labels):
+            raise foreign(result.folder / "predictions.npz", f"other labels than in {self._first.folder}")
+        return found["logits"]
 
     def predicted(self, *members: str) -> np.ndarray:
         """The classes (N,) that a run, or several together, take the test samples for."""
@@ -140,7 +156,7 @@ class Material:
     def step(self) -> float:
         """The most that one test sample can change a score by."""
         if self.metric == "accuracy":
-            return 1 / int(next(iter(self.results.values())).manifest["protocol"]["test_samples"])
+            return 1 / int(self._first.manifest["protocol"]["test_samples"])
         counts = np.bincount(self.labels)
         return float(1 / ((counts > 0).sum() * counts[counts > 0].min()))
 
@@ -148,6 +164,12 @@ class Material:
     def resamples(self) -> Resamples:
         """Resamples of the test set, the same ones for all runs."""
         return Resamples(self.labels, self.metric)
+
+
+def _asked(result: Result) -> tuple[object, ...]:
+    """What a result says of the samples that it was scored on."""
+    protocol = result.manifest["protocol"]
+    return protocol["test_samples"], protocol["test_sha256"], result.manifest["details"]["classes"]
 
 
 def materials(store: Store, names: Iterable[str]) -> list[Material]:

@@ -208,5 +208,7 @@ def lay_alike(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{key} of {[*value.shape]} for a parameter of {[*parameter.shape]}")
+                if isinstance(value, Tensor) and value.dim():
                     state[key] = torch.empty_like(parameter).copy_(value)

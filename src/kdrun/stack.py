@@ -39,13 +39,18 @@ class Team:
             self.stack.step(lessons)
 
 
-def teams(students: Sequence[Student]) -> list[Team]:
-    """Students sorted into teams: those that can be stacked with others, and each of the rest alone."""
-    companies: dict[Any, list[Student]] = {}
+def companies(students: Sequence[Student]) -> list[list[Student]]:
+    """Students sorted into those that can be stacked with others, and each of the rest alone."""
+    found: dict[Any, list[Student]] = {}
     for student in students:
         stacked = student.training.stack and why_not(student) is None
-        companies.setdefault(likeness(student) if stacked else student, []).append(student)
-    return [Team(company) for company in companies.values()]
+        found.setdefault(likeness(student) if stacked else student, []).append(student)
+    return [*found.values()]
+
+
+def teams(students: Sequence[Student]) -> list[Team]:
+    """A team of each company."""
+    return [Team(company) for company in companies(students)]
 
 
 def why_not(student: Student) -> str | None:

@@ -398,7 +398,7 @@ class Student:
         return Checkpoint(self.position, arrays, state)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint was made."""
+        """Go on where a checkpoint was made; ``LookupError``, ``ValueError`` or ``RuntimeError`` where it cannot."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, array in checkpoint.arrays.items():
             part, name = key.split("/", 1)
@@ -409,6 +409,8 @@ class Student:
         self.average = parts.get("average")
         self.best = parts.get("best")
         state = checkpoint.state
+        if [*state["sums"]] != [*self._sums] or len(state["both_gradients"]) != len(self._both):
+            raise ValueError("it is of other losses")
         self.best_score = float("-inf") if state["best_score"] is None else state["best_score"]
         self.position, self.epochs_closed = checkpoint.step, state["epochs_closed"]
         self.seconds, self.metrics, self._sums = state["seconds"], state["metrics"], state["sums"]

@@ -504,6 +504,31 @@ def links_a_run(runs, outside):
     (runs / KD).symlink_to(outside / "seed-0")
 
 
+def links_a_run_that_is_not_finished(runs, outside):
+    links_a_run(runs, outside)
+    (outside / "seed-0" / "result.json").unlink()
+
+
+def links_a_folder_of(depth):
+    def links(runs, outside):
+        folder = (runs / KD).parents[depth]
+        shutil.move(folder, outside / "moved")
+        folder.symlink_to(outside / "moved")
+
+    links.__name__ = f"links_a_folder_{depth}_above_a_run"
+    return links
+
+
+def links_the_cache(runs, outside):
+    shutil.rmtree(runs / "cache")
+    (runs / "cache").symlink_to(outside)
+
+
+def links_the_index(runs, outside):
+    shutil.rmtree(runs / "index")
+    (runs / "index").symlink_to(outside)
+
+
 def indexes_another_folder(runs, outside):
     for path in (runs / "index").glob("*.json"):
         path.write_bytes(sealed({"folder": "../../home"}))
@@ -513,16 +538,29 @@ def has_odd_names(runs, outside):
     (runs / KD).with_name("seed-[bold]\x1b[2J").mkdir()
 
 
-WAYS = (names_a_fingerprint, links_a_lock, links_a_file, links_a_run, indexes_another_folder, has_odd_names)
+WAYS = (
+    names_a_fingerprint,
+    links_a_lock,
+    links_a_file,
+    links_a_run,
+    links_a_run_that_is_not_finished,
+    *map(links_a_folder_of, (0, 2, 3)),
+    links_the_cache,
+    links_the_index,
+    indexes_another_folder,
+    has_odd_names,
+)
 
 
 def test_paths_in_a_folder_of_runs_lead_nowhere_else(ground, handed_over, figure):
     """Neither those in its files nor its links have anything written, emptied or deleted elsewhere."""
     outside, faults = ground.folder / "home", {}
-    (outside / "precious.json").write_text("{}")
-    (outside / "precious.lock").write_text("mine\n")
     for way in WAYS:
         for arguments in (["status"], ["compare", "c.yaml"], ["clean", "--yes"]):
+            remove(outside)
+            outside.mkdir()
+            (outside / "precious.json").write_text("{}")
+            (outside / "precious.lock").write_text("mine\n")
             way(handed_over(), outside)
             done, found = ground.attempt(*arguments)
             faults[f"{way.__name__}: {arguments[0]}"] = found + [done.err] * (done.code not in (0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 from kdrun.machine import raise_lack
 from kdrun.store.files import demand, digest, reached, read_json, read_whole, write_bytes, write_json
+from kdrun.store.forms import State, fit
 
 KEPT = 2
 
@@ -55,17 +57,22 @@ class Checkpoint:
                 _drop(path)
 
 
-def newest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a fingerprint, and a sentence about each damaged one passed over."""
+def newest(folder: Path, fingerprint: str, most: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a fingerprint, of no later step than ``most``.
+
+    With it a sentence about each damaged one that was passed over.
+    """
     damaged: list[str] = []
-    for path in reversed(_whole(folder)):
+    for path in reversed([path for path in _whole(folder) if _step(path) <= most]):
         try:
             manifest = read_json(path / "manifest.json")
             contents = {name: read_whole(path / name, known) for name, known in manifest["files"].items()}
             if (manifest["fingerprint"], manifest["step"]) != (fingerprint, _step(path)):
                 continue
             arrays = safetensors.numpy.load(contents["state.safetensors"])
-            return Checkpoint(_step(path), arrays, json.loads(contents["state.json"])), damaged
+            state = json.loads(contents["state.json"])
+            fit(path / "state.json", State, state)
+            return Checkpoint(_step(path), arrays, state), damaged
         except Exception as error:
             raise_lack(error)
             damaged.append(f"{path}: passed over: {error}")

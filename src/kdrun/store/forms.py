@@ -224,6 +224,20 @@ class Line(Form):
     validation: Scores | None
 
 
+class State(Form):
+    """``state.json`` of a checkpoint."""
+
+    epochs_closed: Count
+    best_score: Number | None
+    seconds: Number
+    metrics: list[Line]
+    sums: dict[str, Number]
+    shares: dict[str, Number | None] | None
+    both_gradients: list[bool]
+    resolved: dict[str, Any]
+    threads: Annotated[int, Field(ge=1)]
+
+
 FORMS: dict[str, type[BaseModel]] = {
     "result.json": Finished,
     "begun.json": Begun,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ from kdrun.store.files import (
 from kdrun.store.fingerprints import first_difference
 from kdrun.store.forms import Line, fit, foreign
 from kdrun.store.shelf import Shelf
+
+DEPTH = 5
+"""Of the folders of runs below that of all: ``EXPERIMENT/students/STUDENT/METHOD/seed-0``."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,22 @@ class Workplace:
     def __init__(self, store: Store, folder: Path, fingerprint: str, inputs: dict[str, Any]) -> None:
         self.store, self.folder, self.fingerprint, self.inputs = store, folder, fingerprint, inputs
 
-    def begin(self, total_steps: int, resolved: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
-        """Mark the run as begun; the newest whole checkpoint and warnings about damaged ones.
+    @property
+    def failed(self) -> bool:
+        """Whether the last attempt stopped by itself."""
+        return (self.folder / "failure.json").exists()
 
-        What a writer left that was killed is swept away. Raises ``StoreError`` where a checkpoint was made on another
-        device or in another precision.
+    def newest(self, most: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, of no later step than ``most``, and warnings about damaged ones."""
+        return checkpoints.newest(self.folder, self.fingerprint, most)
+
+    def begin(self, total_steps: int, resolved: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        """Mark the run as begun, at a checkpoint or at its first step; sweep away what a writer left that was killed.
+
+        Raises ``StoreError`` where the checkpoint was made on another device or in another precision.
         """
         sweep(self.folder)
         sweep(self.store.index, f"{self.fingerprint}.*")
-        checkpoint, damaged = checkpoints.newest(self.folder, self.fingerprint)
         if checkpoint is not None and checkpoint.state["resolved"] != resolved:
             raise StoreError(
                 f"{self.folder}: was begun with {checkpoint.state['resolved']} and cannot go on with {resolved}; "
@@ -115,7 +127,6 @@ class Workplace:
         (self.folder / "failure.json").unlink(missing_ok=True)
         begun = {"fingerprint": self.fingerprint, "inputs": self.inputs, "total_steps": total_steps}
         write_json(self.folder / "begun.json", begun)
-        return checkpoint, damaged
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint."""
@@ -162,10 +173,37 @@ def _tidy(folder: Path) -> None:
     (folder / "begun.json").unlink(missing_ok=True)
 
 
+def _demand_own(root: Path) -> None:
+    """Raise ``StoreError`` where a link leads out of a folder of runs, and what is stored there would lie elsewhere."""
+    inside, folders = root.resolve(), [str(root)]
+    for _ in range(DEPTH):
+        found = [entry for folder in folders for entry in _entries(folder)]
+        for entry in found:
+            if (
+                entry.is_symlink()
+                and entry.is_dir()
+                and not Path(entry.path).resolve().is_relative_to(inside)
+            ):
+                raise StoreError(
+                    f"{entry.path}: leads out of {root}; put a folder there, or name the other by --out"
+                )
+        folders = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
+
+
 class Store:
-    """All runs under one ``--out`` folder; ``tell`` is given a sentence about each file that is damaged, once."""
+    """All runs under one ``--out`` folder; ``tell`` is given a sentence about each file that is damaged, once.
+
+    Raises ``StoreError`` where a link leads out of the folder.
+    """
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda sentence: None) -> None:
+        _demand_own(root)
         self.root, self.index = root, root / "index"
         self.shelf = Shelf(root / "cache")
         self._tell = tell

@@ -24,13 +24,10 @@ NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "bad_alloc",
-    "calculation overflowed",
-    "multiplication overflow",
     "failed to map segment",
     "can't start new thread",
 )
-"""What torch's allocator for CPUs (which may not even be able to count the bytes), the system, C++, its loader of
-libraries and Python's threads say without any."""
+"""What torch's allocator for CPUs, the system, C++, its loader of libraries and Python's threads say without any."""
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 BUSY = 0.25
 """Cores of other processes from which on it is worth a word."""

@@ -20,6 +20,8 @@ DATA_SHARE = 0.25
 
 OF_GPU = ("out of memory", "ALLOC_FAILED")
 """What torch's errors say of a GPU, where they have no class of their own."""
+BEYOND_COUNTING = ("calculation overflowed", "multiplication overflow")
+"""What they say of so many bytes that their number is too large."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -53,13 +55,20 @@ def watched() -> Iterator[None]:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was no memory left."""
-    known = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
-    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_GPU))
+    return isinstance(error, torch.OutOfMemoryError) or _of_machine(error) or _says(error, OF_GPU)
+
+
+def _of_machine(error: BaseException) -> bool:
+    return lacks_memory(error) or _says(error, BEYOND_COUNTING)
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def told(error: BaseException) -> str:
     """What ran out, how much was asked for where torch says it, and how much of it there is."""
-    if lacks_memory(error):
+    if _of_machine(error):
         return told_lack(error, "machine", available_memory())
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
     return told_lack(error, "GPU", free)

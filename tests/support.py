@@ -18,7 +18,7 @@ from kdrun.experiment import Experiment
 from kdrun.interrupts import Stop
 from kdrun.plan import plan
 from kdrun.store import Store
-from kdrun.yamlsource import Source
+from kdrun.yamlsource import MOST_TOLD, Source
 
 CLOCK = {"train_seconds", "train_seconds_all", "latency_ms", "throughput"}
 """The keys of a comparison that no two runs share."""
@@ -42,8 +42,9 @@ def problems(text, *overrides):
 def said(error):
     """The lines of an error without the excerpts below them and without their number above."""
     lines = [line for line in error.lines if not re.match(r" *\d* *\|", line)]
-    assert len(lines) == len(error.problems) + (len(error.problems) > 1)
-    return lines[len(error.problems) > 1 :]
+    several, rest = len(error.problems) > 1, len(error.problems) > MOST_TOLD
+    assert len(lines) == min(len(error.problems), MOST_TOLD) + several + rest
+    return lines[several : len(lines) - rest]
 
 
 def experiment(text, root, *overrides, stop=None, console=None):

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -232,6 +233,93 @@ def test_runs_that_cannot_be_written_are_one_message(tiny):
     assert "cannot be written" in told.err
     told = command("compare", "tiny.yaml", "--quiet", "--out", "taken", folder=tiny)
     assert (told.code, told.err) == (2, "error: --out taken: is a file; name a folder\n")
+
+
+def test_what_cannot_be_written_can_be_read(tiny):
+    assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
+    whole = command("compare", "tiny.yaml", "--no-train", folder=tiny).out
+    (tiny / "runs/tiny/comparison.json").unlink()
+    (tiny / "runs/tiny/comparison.json").mkdir()
+    told = command("compare", "tiny.yaml", "--no-train", folder=tiny)
+    assert (told.code, told.out) == (1, whole)
+    assert "comparison.json: cannot be written: " in told.err
+
+
+def test_a_comparison_needs_no_costs_and_no_provenance(tiny):
+    assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
+    for name in ("costs", "provenance"):
+        (tiny / f"runs/tiny/{name}.json").write_text("{")
+    told = command("compare", "tiny.yaml", "--no-train", "--json", folder=tiny)
+    assert told.code == 0 and len(json.loads(told.out)["rows"]) == 3
+    assert all(f"{name}.json: is damaged" in told.err for name in ("costs", "provenance"))
+
+
+def test_provenance_tells_of_the_command_that_trained(tiny):
+    def origin():
+        return json.loads((tiny / "runs/tiny/provenance.json").read_text())["command"]
+
+    for words in (["--seeds", "0"], ["--seeds", "0", "--quiet"], ["--seeds", "0,1"]):
+        assert command("compare", "tiny.yaml", *words, folder=tiny).code == 0
+        assert origin()[3:] == (["--seeds", "0,1"] if "0,1" in words else ["--seeds", "0"])
+
+
+def test_the_config_as_it_is_comes_last(tiny):
+    """Or a process that is killed in between leaves it beside the runs of another."""
+    assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
+    (tiny / "tiny.yaml").write_text((tiny / "tiny.yaml").read_text() + "# changed\n")
+    words = ["distill", "tiny.yaml", "--quiet", "--seeds", "0,1"]
+    assert process(*words, folder=tiny, KDRUN_KILL_AT="resolved.json/opened").code == -signal.SIGKILL
+    told = command("compare", "tiny.yaml", "--no-train", folder=tiny)
+    assert told.code == 0 and "has changed since it was run" in told.err
+
+
+def test_matplotlib_draws_reports_as_it_comes(tiny):
+    (tiny / "matplotlibrc").write_text("text.usetex: True\nsvg.fonttype: path\n")
+    assert command("compare", "tiny.yaml", "--quiet", "--seeds", "0", folder=tiny).code == 0
+    report = (tiny / "runs/tiny/report.html").read_bytes()
+    told = process("compare", "tiny.yaml", "--no-train", folder=tiny)
+    assert told.code == 0, told.err
+    assert (tiny / "runs/tiny/report.html").read_bytes() == report
+
+
+def test_a_folder_whose_name_is_no_text(tiny):
+    told = process(
+        "compare", "tiny.yaml", "--quiet", "--seeds", "0", "--out", os.fsdecode(b"r\xff"), folder=tiny
+    )
+    assert told.code == 0, told.err
+    assert (tiny / os.fsdecode(b"r\xff") / "tiny/report.html").is_file()
+
+
+@pytest.mark.parametrize("said", ["30s", "-1", "nan", ""])
+def test_the_time_between_checkpoints_is_a_number(tiny, said, monkeypatch):
+    monkeypatch.setenv("KDRUN_CHECKPOINT_SECONDS", said)
+    told = command("train-teacher", "tiny.yaml", "--quiet", folder=tiny)
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith(f"error: KDRUN_CHECKPOINT_SECONDS={said}: is no number of seconds; write 30, ")
+
+
+def test_nothing_of_a_repository_is_run_for_its_revision(tiny):
+    """Neither what watches its files nor what its files go through; git runs both to see whether something changed."""
+    for words in (
+        ["init", "-q"],
+        ["config", "core.fsmonitor", "touch ran; :"],
+        ["config", "filter.x.clean", "touch ran; cat"],
+        ["config", "user.email", "a@b.c"],
+        ["config", "user.name", "a"],
+        ["-c", "core.fsmonitor=", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", *words], cwd=tiny, check=True)
+    (tiny / ".gitattributes").write_text("* filter=x\n")
+    subprocess.run(["git", "-c", "core.fsmonitor=", "add", "tiny.yaml"], cwd=tiny, check=True)
+    (tiny / "ran").unlink(missing_ok=True)
+    os.utime(tiny / "tiny.yaml", (0, 0))
+    assert process("train-teacher", "tiny.yaml", "--quiet", folder=tiny).code == 0
+    assert not (tiny / "ran").exists()
+    origin = json.loads((tiny / "runs/tiny/provenance.json").read_text())
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tiny, check=True, capture_output=True, text=True
+    )
+    assert revision.stdout.startswith(origin["git"])
 
 
 def test_a_student_that_is_not_finite_is_told_and_the_others_go_on(tiny):

@@ -173,6 +173,9 @@ students: {a: {model: {kind: mlp}}}
 name: a/b
   c.yaml:5:7: name: 'a/b' cannot name a folder; use letters, digits, '.', '_' and '-'
 
+name: index
+  c.yaml:5:7: name: 'index' is what a folder of kdrun's own is called; write another `name`
+
 - teacher
 teachers: {a/b: {model: {kind: mlp}}}
   c.yaml:4:12: teachers: 'a/b' cannot name a folder; use letters, digits, '.', '_' and '-'
@@ -753,10 +756,24 @@ def keywords(node):
 def test_the_schema_speaks_no_more_than_the_validator_above_knows(schema):
     annotations = {"title", "description", "default", "format"}
     bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-    lengths = {"minItems", "maxItems", "minProperties", "pattern"}
+    lengths = {"minItems", "maxItems", "minProperties", "maxProperties", "pattern"}
     understood = {"$ref", "$defs", "type", "anyOf", "oneOf", "const", "enum", "properties", "required"}
     understood |= {"additionalProperties", "items"}
     assert keywords(schema) <= annotations | bounds | lengths | understood
+
+
+def test_of_many_problems_the_first_are_told():
+    wrong = "dataset: digits\n" + "".join(f"wrong{number}: 1\n" for number in range(250))
+    with pytest.raises(ConfigError) as caught:
+        config.validate(Source("c.yaml", wrong))
+    *_, last = caught.value.lines
+    assert len(said(caught.value)) == 100 and last == f"and {len(caught.value.problems) - 100} more"
+
+
+def test_an_experiment_has_no_thousand_teachers():
+    many = ", ".join(f"t{number}: {{model: mlp, from: t{number - 1}, method: kd}}" for number in range(1000))
+    with pytest.raises(ConfigError, match=r"c.yaml:2:11: teachers: has 1000 entries; write 500 or fewer"):
+        config.validate(Source("c.yaml", f"dataset: digits\nteachers: {{{many}}}\n"))
 
 
 def test_every_reference_of_the_schema_leads_somewhere(schema):

@@ -506,6 +506,21 @@ def test_a_signal_while_a_result_is_written_is_heeded_when_it_is(tmp_path, monke
     assert not (tmp_path / "resume/students").exists()
 
 
+def test_a_step_is_saved_once(tmp_path, monkeypatch):
+    """Saved again, the checkpoint of the same step would have to go first."""
+
+    def save(checkpoint, folder, fingerprint):
+        assert not (folder / f"checkpoint-{checkpoint.step}").exists()
+        saved.append(checkpoint.step)
+        original(checkpoint, folder, fingerprint)
+
+    saved, original = [], checkpoints.Checkpoint.save
+    checkpoint_always(monkeypatch)
+    monkeypatch.setattr(checkpoints.Checkpoint, "save", save)
+    run(BASE, tmp_path)
+    assert saved.count(3) == saved.count(9) == 4  # a teacher and three students; both end an epoch
+
+
 def test_a_signal_stops_at_once_where_there_is_nothing_to_save(capfd, monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)

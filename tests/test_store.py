@@ -438,15 +438,14 @@ def test_flipped_bits_in_predictions_are_noticed_without_training(tmp_path):
         comparison(tmp_path, "first")
 
 
-@pytest.mark.parametrize("name", ["resolved.json", "costs.json"])
 @pytest.mark.parametrize("harm", ["flipped", "cut", "emptied", "another's"])
-def test_what_a_comparison_stands_on_is_not_read_where_it_is_damaged(tmp_path, name, harm):
+def test_what_a_comparison_stands_on_is_not_read_where_it_is_damaged(tmp_path, harm):
     run(BASE, tmp_path)
-    path = tmp_path / "first" / name
+    path = tmp_path / "first/resolved.json"
     whole = path.read_bytes()
     harmed = {"flipped": whole.replace(b"1", b"2", 1), "cut": whole[:-40], "emptied": b"", "another's": b"[]"}
     path.write_bytes(harmed[harm])
-    with pytest.raises(DamagedError, match=rf"{name}: .*the command that made it makes it anew"):
+    with pytest.raises(DamagedError, match=r"resolved.json: .*the command that made it makes it anew"):
         comparison(tmp_path, "first")
     run(BASE, tmp_path)
     read_json(path)

@@ -1,5 +1,10 @@
-"""``python -m kdrun`` is the same as ``kdrun``."""
+"""``python -m kdrun``, and ``kdrun``."""
 
-from kdrun.cli import main
+import signal
 
-main()
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C while the commands are imported is a traceback
+
+from kdrun.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Spec, Split
-from kdrun.errors import Problem, StoreError, TrainingError, shown
+from kdrun.errors import Problem, StoreError, TrainingError, UsageError, shown
 from kdrun.evaluate import (
     THREADS,
     latencies,
@@ -41,13 +41,15 @@ from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace, fingerprint, write_json
 from kdrun.store.checkpoints import Checkpoint
-from kdrun.store.files import sweep, write_text
+from kdrun.store.files import holds, sealed, sweep, write_bytes
 from kdrun.store.forms import foreign
 from kdrun.store.lock import locked
 from kdrun.student import Student
 
-CHECKPOINT_SECONDS = float(os.environ.get("KDRUN_CHECKPOINT_SECONDS", "30"))
-"""Between two checkpoints; 0 writes one after every step."""
+CHECKPOINT_SECONDS = "KDRUN_CHECKPOINT_SECONDS"
+"""In the environment: the time between two checkpoints; 0 writes one after every step."""
+SECONDS = 30.0
+"""That time where nothing is said."""
 LONG = 3600.0
 """Seconds after which nobody is still writing one of an experiment's small files."""
 THROUGHPUT_MS = 100.0
@@ -80,8 +82,8 @@ def title(group: Sequence[Run]) -> str:
 class Seat:
     """A run at work: its folder in the store, and its student once it is enrolled.
 
-    ``saved`` is where the student stood when it was last saved, in steps and epochs; ``stacked`` whether it takes its
-    steps together with others; ``closed`` whether all is done.
+    ``saved`` is the step at which the student was last saved; ``stacked`` whether it takes its steps together with
+    others; ``closed`` whether all is done.
     """
 
     run: Run
@@ -90,7 +92,7 @@ class Seat:
     device: torch.device
     console: Console
     student: Student = field(init=False)
-    saved: tuple[int, int] | None = field(init=False, default=None)
+    saved: int | None = field(init=False, default=None)
     stacked: bool = field(init=False, default=False)
     closed: bool = field(init=False, default=False)
 
@@ -140,7 +142,7 @@ class Seat:
                     f"{self.workplace.folder}/checkpoint-{checkpoint.step}: does not fit this run: {shown(error)}; "
                     "go on with the kdrun that made it, or delete it and begin anew"
                 ) from error
-            self.saved = self._stand
+            self.saved = checkpoint.step
             before, now = checkpoint.state["threads"], torch.get_num_threads()
             if before != now and self.device.type == "cpu":
                 self.console.say_once(
@@ -154,13 +156,9 @@ class Seat:
         failure = self.student.failure
         if failure is not None:
             self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
-        elif not self.closed and self.saved != self._stand:
+        elif not self.closed and self.saved != self.student.position:  # of one step, the first is as good
             self.workplace.save(self.student.checkpoint(self.resolved))
-            self.saved = self._stand
-
-    @property
-    def _stand(self) -> tuple[int, int]:
-        return self.student.position, self.student.epochs_closed
+            self.saved = self.student.position
 
     def outcome(self) -> Frozen | None:
         """The network that is scored: the one that was read, or the one that ``selection`` chose; None if it failed."""
@@ -342,11 +340,23 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
     return [failure for failure in told if failure is not None]
 
 
+def checkpoint_seconds() -> float:
+    """The time between two checkpoints; raises ``UsageError`` where the environment says none."""
+    said = os.environ.get(CHECKPOINT_SECONDS, str(SECONDS))
+    with suppress(ValueError):
+        if float(said) >= 0:
+            return float(said)
+    raise UsageError(
+        f"{CHECKPOINT_SECONDS}={said}: is no number of seconds; write {SECONDS:g}, or 0 for every step"
+    )
+
+
 class Keeper:
     """Called between two steps: saves checkpoints in time, and stops when a signal asked for it."""
 
-    def __init__(self, seats: Sequence[Seat], stop: Stop, every: float = CHECKPOINT_SECONDS) -> None:
-        self.seats, self.stop, self.every = seats, stop, every
+    def __init__(self, seats: Sequence[Seat], stop: Stop, every: float | None = None) -> None:
+        self.seats, self.stop = seats, stop
+        self.every = checkpoint_seconds() if every is None else every
         stop.waits = True
         self.saved_at = time.monotonic()
 
@@ -392,14 +402,23 @@ def expect(run: Run, result: Result, config: Config) -> None:
 # ------------------------------------------------------------------------------- the experiment's folder
 
 
-def open_folder(store: Store, plan: Plan, spec: Spec, device: torch.device, command: Sequence[str]) -> None:
-    """Write the config as it is, the config with every default and its runs, and where they come from."""
-    experiment = plan.config.experiment
-    folder = store.root / experiment.name
+def open_folder(
+    store: Store, plan: Plan, spec: Spec, device: torch.device, command: Sequence[str], trains: bool
+) -> None:
+    """Write the config with every default and its runs, and as it is; and, before it trains, where they come from.
+
+    The config as it is comes last: a comparison that finds it takes the rest to be its.
+    """
+    folder = store.root / plan.config.experiment.name
     sweep(folder, age=LONG)
-    write_text(folder / "config.yaml", plan.config.source.text)
-    write_json(folder / "resolved.json", resolution(plan, spec))
-    write_json(folder / "provenance.json", provenance(device, command))
+    if trains or not (folder / "provenance.json").is_file():
+        write_json(folder / "provenance.json", provenance(device, command))
+    for name, data in {
+        "resolved.json": sealed(resolution(plan, spec)),
+        "config.yaml": plan.config.source.text.encode(),
+    }.items():
+        if not holds(folder / name, data):  # the folder may be there to be read only
+            write_bytes(folder / name, data)
 
 
 def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
@@ -473,10 +492,13 @@ def provenance(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The revision of the folder the command was given in, marked where it has uncommitted changes."""
+    """The revision of the folder the command was given in.
+
+    Whether it has changes is not asked: git would run what the folder's own settings name.
+    """
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "describe", "--always"], capture_output=True, text=True, timeout=5, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -526,5 +548,5 @@ def _runner(network: Network, spec: Spec, device: torch.device, size: int) -> Ca
 
 
 def command_line() -> list[str]:
-    """The command as it was given."""
-    return ["kdrun", *sys.argv[1:]]
+    """The command as it was given, but for bytes that are no text."""
+    return ["kdrun", *(os.fsencode(word).decode(errors="replace") for word in sys.argv[1:])]

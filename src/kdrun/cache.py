@@ -172,8 +172,8 @@ class Faculty:
     def _key(self, run: Run, table: Table, bf16: bool) -> str:
         """What decides the numbers of a table; labels do not.
 
-        The same inputs to training do not always give the same weights (other threads, a GPU), nor the same names
-        and sizes of files the same pictures: so both count by their contents.
+        The same inputs to training do not always give the same weights (other threads, a GPU), and of many files only
+        some are looked into for the data's identity: so both count by their contents.
         """
         data = self.dataset.identity()
         what: dict[str, Any] = {

@@ -383,12 +383,14 @@ def _told_after(tell: Callable[[], None]) -> Iterator[None]:
 def _name_without_torch(config: Path, out: Path) -> str:
     """The name of a config's experiment; says so where the config has changed since it was run."""
     from kdrun.store import read_json
-    from kdrun.yamlsource import NAME, NO_NAME, Source, default_name
+    from kdrun.yamlsource import NAME, NO_NAME, NOT_FREE, RESERVED, Source, default_name
 
     source = Source.read(config)
     name = str(source.data.get("name", default_name(config)))
     if not NAME.fullmatch(name):
         raise source.explain([Problem(("name",), NO_NAME.format(name))])
+    if name in RESERVED:
+        raise source.explain([Problem(("name",), NOT_FREE.format(name))])
     ran = out / name / "config.yaml"
     if ran.is_file() and ran.read_text(errors="replace") != source.text:
         _note(f"{config}: has changed since it was run; this compares what was run", quiet=False)
@@ -517,13 +519,15 @@ def _print_comparison(
     extras = comparing.Extras(shown.bootstrap, shown.pairs)
     compared = comparing.comparison(parts, extras, wanted) if wanted else comparing.comparison(parts, extras)
     missing = [run for part in parts for run in part.missing]
-    if demand:
-        from kdrun.evidence import write_report
+    try:
+        if demand:
+            from kdrun.evidence import write_report
 
-        folder = comparing.write(store, compared, several=len(names) > 1, mixed=shown.mixed)
-        write_report(folder, compared, parts, shown.mixed, shown.plots)
-        _note(f"written to {folder}/report.html, comparison.json, .md and .csv", quiet)
-    _print(compared, shown)
+            folder = comparing.write(store, compared, several=len(names) > 1, mixed=shown.mixed)
+            write_report(folder, compared, parts, shown.mixed, shown.plots)
+            _note(f"written to {folder}/report.html, comparison.json, .md and .csv", quiet)
+    finally:  # what cannot be written can be read all the same
+        _print(compared, shown)
     if demand and missing:
         which = ", ".join(sorted({f"{run['name']}/{run['method'] or 'teacher'}" for run in missing}))
         raise StoreError(

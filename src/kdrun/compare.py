@@ -102,7 +102,7 @@ class Material:
                     result.folder / "result.json", f"other test samples than in {self._first.folder}"
                 )
         path = self.store.root / self.resolved["name"] / "costs.json"
-        self.costs = read_json(path)["models"] if path.is_file() else {}
+        self.costs = (self.store.read(path) or {"models": {}})["models"]
         self._predicted: dict[tuple[str, ...], np.ndarray] = {}
 
     @property

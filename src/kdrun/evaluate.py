@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,11 @@ def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
 
 def temperature(predictor: Predictor, validation: Iterable[Batch]) -> float | None:
     """The temperature that is fitted on a validation split; None where there is none, or an output is not finite."""
-    batches = list(validation)
-    if not batches:
+    batches = iter(validation)
+    first = next(batches, None)
+    if first is None:
         return None
-    predictions = predict(predictor, batches)
+    predictions = predict(predictor, chain([first], batches))
     logits = predictions["logits"]
     return fitted_temperature(logits, predictions["labels"]) if np.isfinite(logits).all() else None
 

@@ -17,7 +17,7 @@ from kdrun.report import figures, table
 from kdrun.report.figures import Plot
 from kdrun.report.page import page
 from kdrun.statistics.scores import BINS
-from kdrun.store import Result, read_json
+from kdrun.store import Result
 from kdrun.store.files import write_bytes, write_text
 from kdrun.yamlsource import as_yaml
 
@@ -102,6 +102,13 @@ def write_report(
 ) -> None:
     """Write ``report.html`` into a folder, and each figure as PNG and PDF into another one where that is wanted."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
+    with figures.own_style():
+        _write_report(folder, compared, parts, mixed, to)
+
+
+def _write_report(
+    folder: Path, compared: dict[str, Any], parts: Sequence[Material], mixed: bool, to: Path | None
+) -> None:
     found = evidence(parts)
     drawn = list(plots(compared, found.students))
     configs = {name: as_yaml(config) for name, config in found.configs.items()}
@@ -124,7 +131,10 @@ def evidence(parts: Sequence[Material]) -> Evidence:
     named = {part.resolved["name"]: part for part in parts}
     return Evidence(
         students,
-        {name: read_json(part.store.root / name / "provenance.json") for name, part in named.items()},
+        {
+            name: part.store.read(part.store.root / name / "provenance.json") or {}
+            for name, part in named.items()
+        },
         {name: part.resolved["config"] for name, part in named.items()},
     )
 

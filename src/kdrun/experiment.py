@@ -53,7 +53,7 @@ class Experiment:
         if todo:
             assembly.load(self.config, self.dataset, self.device, self.store.shelf, self.console.say)
             room.demand_room(self.store, wanted, todo, rehearsed, self.dataset)
-        bookkeeping.open_folder(self.store, self.plan, spec, self.device, self.command)
+        bookkeeping.open_folder(self.store, self.plan, spec, self.device, self.command, bool(todo))
         self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):
             for part in split.fitting(group, rehearsed, self.device, self.console.say):

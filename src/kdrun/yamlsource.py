@@ -36,6 +36,8 @@ LINE = 110
 """Characters of a line that is written, about."""
 WORDS = 300
 """Characters that are said of a problem or of its place, about."""
+MOST_TOLD = 100
+"""Problems that are told one by one."""
 EXCERPT = 120
 """Characters of a line that are shown below a problem."""
 
@@ -157,7 +159,11 @@ class Fault(NamedTuple):
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What may name a folder."""
+RESERVED = {"index", "cache"}
+"""What kdrun's own folders among those of the experiments are called."""
 NO_NAME = "'{}' cannot name a folder; use letters, digits, '.', '_' and '-'"
+
+NOT_FREE = "'{}' is what a folder of kdrun's own is called; write another `name`"
 
 
 def default_name(path: pathlib.Path) -> str:
@@ -584,11 +590,13 @@ class Source:
         faults = sorted(faults, key=_order)
         lines = [f"{len(faults)} problems in {printable(self.name)}"] if len(faults) > 1 else []
         names: Names = {}
-        for spot, problem in faults:
+        for spot, problem in faults[:MOST_TOLD]:
             where = self._dotted(problem.path, problem.on_key, names)
             lines.append(_line(self._told_place(spot), where, problem))
             if isinstance(spot, Span) and spot is not self._values.get(()):
                 lines += self._excerpt(spot)
+        if len(faults) > MOST_TOLD:
+            lines.append(f"and {len(faults) - MOST_TOLD:,} more")
         return ConfigError([fault.problem for fault in faults], lines)
 
     def _told_place(self, spot: Spot) -> str:

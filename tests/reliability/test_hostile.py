@@ -519,6 +519,13 @@ def links_a_folder_of(depth):
     return links
 
 
+def links_a_checkpoint(runs, outside):
+    (runs / KD / "result.json").unlink()
+    for name in ("manifest.json", "state.json"):
+        (outside / name).write_text("mine")
+    (runs / KD / "checkpoint-7").symlink_to(outside)
+
+
 def links_the_cache(runs, outside):
     shutil.rmtree(runs / "cache")
     (runs / "cache").symlink_to(outside)
@@ -545,6 +552,7 @@ WAYS = (
     links_a_run,
     links_a_run_that_is_not_finished,
     *map(links_a_folder_of, (0, 2, 3)),
+    links_a_checkpoint,
     links_the_cache,
     links_the_index,
     indexes_another_folder,
@@ -566,6 +574,69 @@ def test_paths_in_a_folder_of_runs_lead_nowhere_else(ground, handed_over, figure
             faults[f"{way.__name__}: {arguments[0]}"] = found + [done.err] * (done.code not in (0, 1))
     assert not told(faults), told(faults)
     figure(f"{len(WAYS)} ways out of a folder of runs: 0 files written, emptied or deleted outside")
+
+
+PIPES = (
+    "tiny/resolved.json",
+    "tiny/provenance.json",
+    "tiny/costs.json",
+    "tiny/config.yaml",
+    "tiny/comparison.json",
+    f"{KD}/result.json",
+    f"{KD}/begun.json",
+    f"{KD}/weights.safetensors",
+    f"{KD}/predictions.npz",
+    f"{KD}/metrics.jsonl",
+    f"{KD}/checkpoint-2/manifest.json",
+    "cache/*/manifest.json",
+    "cache/*/logits.npy",
+    "cache/.x.abcd.making/lock",
+    "index/*.json",
+    "index/*.lock",
+)
+
+
+def test_nobody_waits_for_a_pipe_in_a_folder_of_runs(ground, handed_over, times, figure):
+    faults = {}
+    for place in PIPES[:: times(3, 1)]:
+        for arguments in (
+            ["status"],
+            ["compare", "c.yaml"],
+            ["compare", "c.yaml", "--no-train"],
+            ["clean", "--yes"],
+        ):
+            runs = handed_over()
+            for file in [*runs.glob(place)] or [runs / place]:
+                file.unlink(missing_ok=True)
+                file.parent.mkdir(exist_ok=True)
+                os.mkfifo(file)
+            done, found = in_time(ground, *arguments)
+            faults[f"{place}: {arguments}"] = found + [done.err] * (done.code not in (0, 1))
+    assert not told(faults), told(faults)
+    figure(
+        f"{len(PIPES[:: times(3, 1)])} pipes in the places of files of a folder of runs: nobody waits for them"
+    )
+
+
+class Waiting(BaseException):
+    """Something waits for ever."""
+
+
+def in_time(ground, *arguments):
+    """What a command ends with that has to come to its end soon."""
+
+    def ring(*_):
+        raise Waiting
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try:
+        return ground.attempt(*arguments)
+    except Waiting:
+        return Done(99, "", "waits for ever"), []
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_name_of_an_experiment_leads_nowhere_else(ground):

@@ -428,7 +428,11 @@ def test_a_disk_that_is_read_only(tiny):
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         for name in TRAINING.split():
             told = kdrun(*COMMANDS[name], "--out", "disk", folder=tiny)
-            assert told.code == 1 and re.search(READ_ONLY, one_message(told))
+            if name in ("distill", "train-teacher"):  # all is finished
+                assert (told.code, told.err) == (0, "") and "synthetic" in told.out
+            else:
+                assert told.code == 1 and re.search(READ_ONLY, one_message(told))
+                assert ("student kd" in told.out) == (name == "compare")
         told = kdrun("init", "disk/new.yaml", folder=tiny)
         assert told.code == 1 and re.search(READ_ONLY, one_message(told))
         told = kdrun("clean", "--yes", "--out", "disk", folder=tiny)
@@ -513,7 +517,7 @@ def test_what_is_too_large_for_the_memory_is_one_message(tiny, whole, name):
     assert told.code == 1 and "Traceback" not in told.err
     *before, last = told.err.splitlines()
     assert re.search(NOTHING_LEFT, last) and re.search(words, last)
-    assert not [line for line in before if "are trained in two halves" not in line]
+    assert not [line for line in before if not re.search(f"are trained in two halves|{NOTHING_LEFT}", line)]
     assert demand_sound(tiny / "runs", whole) == len(whole)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -22,7 +23,7 @@ from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
 from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
 from kdrun.optimization import Recipe, Stage, Training, merged
 from kdrun.schema import Schema, as_list, kind_alone
-from kdrun.yamlsource import NAME, NO_NAME
+from kdrun.yamlsource import NAME, NO_NAME, NOT_FREE, RESERVED
 
 
 class AnyOf:
@@ -185,14 +186,22 @@ class MethodConfig(Schema):
     """how many trials chose its values, for the table; `kdrun tune` writes it"""
 
 
+MOST = 500
+"""Models of one experiment."""
 SHORTHANDS = {"teacher": "teachers", "student": "students"}
 """``teacher: {…}`` is short for ``teachers: {teacher: {…}}``."""
+
+
+def _own_folder(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(NOT_FREE.format(name))
+    return name
 
 
 class Experiment(Schema):
     """One experiment: teachers, students, the methods that are compared, and the data."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_own_folder)]
     """the folder of its runs; the config's file name where nothing is said"""
     plugins: list[str] = []
     """modules that have to be loaded by `--plugin`"""
@@ -204,9 +213,9 @@ class Experiment(Schema):
     """each student is trained once for each seed"""
     training: Training = Training()
     """how the models are trained"""
-    teachers: dict[Name, TeacherConfig] = {}
+    teachers: dict[Name, TeacherConfig] = Field(default={}, max_length=MOST)
     """the teachers by name"""
-    students: dict[Name, StudentConfig] = {}
+    students: dict[Name, StudentConfig] = Field(default={}, max_length=MOST)
     """the students by name"""
     methods: list[MethodConfig] = []
     """what the students are trained with; the controls are added by themselves"""

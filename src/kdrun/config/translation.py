@@ -98,11 +98,8 @@ def _problem(item: Any, path: errors.Path, schema: Any) -> Problem:
         return Problem(path, _unknown("value", given), did_you_mean(near, _DEVICES))
     if kind in ("too_short", "too_long"):
         wanted = context.get("min_length", context.get("max_length"))
-        return Problem(
-            path,
-            f"has {context['actual_length']} entries",
-            f"write {wanted}" + (" or more" if kind == "too_short" else ""),
-        )
+        instead = " or more" if kind == "too_short" else " or fewer" if isinstance(given, Mapping) else ""
+        return Problem(path, f"has {len(given)} entries", f"write {wanted}{instead}")
     if kind == "finite_number":
         return Problem(path, f"{given!r} is not a finite number")
     return Problem(path, item["msg"])

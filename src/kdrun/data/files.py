@@ -31,6 +31,10 @@ from kdrun.memory import room_for_data
 
 WORTH_KEEPING = 64_000_000
 """Bytes of decoded pictures that take seconds to decode; fewer are decoded anew by every command."""
+READ_WHOLE = 256_000_000
+"""Bytes of pictures that take half a second to hash."""
+LOOKED_INTO, BEGINNING = 1000, 1 << 16
+"""Of more, how many files are looked into, and how far."""
 DECODED_AS = 1
 """Raised whenever pictures are decoded otherwise, so that those on the shelf are not taken for them."""
 AT_ONCE = 64
@@ -225,13 +229,26 @@ class ImageFolder(SampleSet):
         return self.root / "train", test
 
     def identity(self) -> dict[str, Any]:
-        """The config, and a hash of the pictures' places below ``root`` and their sizes in bytes."""
-        sizes = {
-            path.relative_to(self.root).as_posix(): path.stat().st_size if path.exists() else None
-            for path in self._train + self._test
-        }
-        digest = hashlib.sha256(repr(sorted(sizes.items())).encode())
-        return super().identity() | {"files": digest.hexdigest()}
+        """The config, and a hash of the pictures."""
+        return super().identity() | {"files": self._contents}
+
+    @functools.cached_property
+    def _contents(self) -> str:
+        """Of the pictures' places below ``root``, their sizes and what they hold.
+
+        Of more than ``READ_WHOLE`` bytes it looks into ``LOOKED_INTO`` files, and only at how they begin.
+        """
+        paths = sorted(self._train + self._test)
+        sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+        whole = sum(filter(None, sizes)) <= READ_WHOLE
+        every = 1 if whole else -(-len(paths) // LOOKED_INTO)
+        digest = hashlib.sha256()
+        for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+            digest.update(repr((path.relative_to(self.root).as_posix(), size)).encode())
+            if size and number % every == 0:
+                with contextlib.suppress(OSError), path.open("rb") as file:  # told where it is decoded
+                    digest.update(file.read(-1 if whole else BEGINNING))
+        return digest.hexdigest()
 
     def read(self) -> Raw:
         """All pictures decoded where there is room for them, and otherwise checked, to be decoded while they are used.

@@ -98,6 +98,16 @@ class Margins(NamedTuple):
     top: float = 0.12
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Matplotlib as it comes, whatever the user has set for other figures: LaTeX may be missing, or fail."""
+    from matplotlib import rc_context, rcdefaults
+
+    with rc_context():
+        rcdefaults()
+        yield
+
+
 def new(
     width: float, height: float, margins: Margins, columns: int = 1, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:

@@ -79,6 +79,11 @@ def newest(folder: Path, fingerprint: str, most: float = math.inf) -> tuple[Chec
     return None, damaged
 
 
+def steps(folder: Path) -> list[int]:
+    """Of what look like checkpoints, oldest first."""
+    return [_step(path) for path in _folders(folder)]
+
+
 def remove_all(folder: Path) -> None:
     """Drop every checkpoint of a finished run."""
     for path in _folders(folder):

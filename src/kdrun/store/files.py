@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +44,8 @@ INSTEAD = {
     errno.EROFS: "allow it, or choose another place",
 }
 """What to do where the system refuses to write."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
+"""What file systems say that know no second name of a file."""
 STAGES = ("opened", "half", "written", "synced", "replaced", "done")
 """What a file goes through until it counts."""
 
@@ -163,6 +167,14 @@ def claim_json(path: Path, value: dict[str, Any]) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             claimed = False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            try:
+                open(path, "xb").close()
+                os.replace(temporary, path)
+            except FileExistsError:
+                claimed = False
 
     _write(path, sealed(value), take)
     return claimed
@@ -174,6 +186,28 @@ def sealed(value: dict[str, Any]) -> bytes:
     return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
 
 
+def opened(path: Path) -> io.BufferedReader:
+    """A file, to be read; raises ``OSError`` for what is none: into a pipe, for instance, nobody might ever write."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; raises ``OSError``."""
+    with opened(path) as file:
+        return file.read()
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether that is what a file holds."""
+    with suppress(OSError):
+        return read_bytes(path) == data
+    return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What ``write_json`` was given.
 
@@ -181,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
     where a newer kdrun wrote it.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         text, seal, end = data.rpartition(SEAL.encode())
         value = json.loads(data)
         written_by = value.get("format", 1)
@@ -204,7 +238,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_whole(path: Path, known: dict[str, Any]) -> bytes:
     """A file's bytes; raises ``DamagedError`` where they are not those of its ``digest``."""
     try:
-        data = path.read_bytes()
+        with opened(path) as file:
+            if os.fstat(file.fileno()).st_size != known["bytes"]:
+                raise changed(path)
+            data = file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
     if digest(data) != known:
@@ -228,8 +265,11 @@ def digest(data: bytes) -> dict[str, Any]:
 
 def digest_of_file(path: Path) -> dict[str, Any]:
     """``digest`` of a file that may be too large to read at once."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with opened(path) as file:
+        return {
+            "bytes": os.fstat(file.fileno()).st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def demand(folder: Path, files: dict[str, Any]) -> None:

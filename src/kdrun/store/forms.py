@@ -20,7 +20,12 @@ Place = Annotated[str, Field(pattern=f"^{WORD}(/{WORD})*$")]
 """A folder below that of the runs."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Bin = Annotated[tuple[Annotated[float, Field(ge=1, le=1e15)], Share, Share], Field(strict=False)]
+"""Samples, and their confidence and accuracy."""
 
 
 class Form(BaseModel):
@@ -42,9 +47,9 @@ class Scores(Form):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Number]
 
-    accuracy: Number
-    balanced_accuracy: Number = Field(alias="balanced-accuracy")
-    macro_f1: Number = Field(alias="macro-f1")
+    accuracy: Share
+    balanced_accuracy: Share = Field(alias="balanced-accuracy")
+    macro_f1: Share = Field(alias="macro-f1")
 
 
 class Likeness(Form):
@@ -65,16 +70,14 @@ class Likenesses(Form):
 class Details(Form):
     """What the report shows of the test samples."""
 
-    by_class: list[Number | None]
-    reliability: list[Annotated[list[Number], Field(min_length=3, max_length=3)]]
+    by_class: list[Share | None]
+    reliability: list[Bin]
     classes: list[str]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if len(self.by_class) != len(self.classes):
             raise ValueError(f"{len(self.by_class)} scores for {len(self.classes)} classes")
-        if not all(0 <= confidence <= 1 for _, confidence, _ in self.reliability):
-            raise ValueError("confidences are from 0 to 1")
         return self
 
 
@@ -100,7 +103,7 @@ class Trial(Form):
     inputs: dict[str, Any]
     files: dict[Word, File]
     scores: Scores
-    train_seconds: Number
+    train_seconds: Seconds
 
 
 class Finished(Trial):
@@ -202,10 +205,19 @@ class Indexed(Form):
     folder: Place
 
 
+class Chosen(Form):
+    """What was chosen for a method."""
+
+    model: str
+    method: str
+    spaces: dict[str, Any]
+
+
 class Tuning(Form):
     """``tuning.json``."""
 
     fingerprints: list[Word]
+    chosen: list[Chosen]
 
 
 class Term(Form):

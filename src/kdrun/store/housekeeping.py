@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun.errors import StoreError
+from kdrun.store import checkpoints
 from kdrun.store.files import read_json
 from kdrun.store.lock import locked
 from kdrun.store.runs import Store
@@ -91,10 +92,7 @@ def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
         fingerprint = result.manifest["fingerprint"]
         return Entry(folder, "finished", 1.0, size, fingerprint, fingerprint in wanted)
     fingerprint = begun.get("fingerprint")
-    steps = [
-        int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()
-    ]
-    progress = max(steps, default=0) / max(begun.get("total_steps", 1), 1)
+    progress = max(checkpoints.steps(folder), default=0) / max(begun.get("total_steps", 1), 1)
     state, detail = "unfinished", ""
     if _held(store.lock_file(fingerprint)) if fingerprint else _new(folder):
         state = "at work"

@@ -27,6 +27,7 @@ from kdrun.store.files import (
     demand,
     digest,
     reached,
+    read_bytes,
     read_json,
     read_whole,
     sweep,
@@ -37,8 +38,8 @@ from kdrun.store.fingerprints import first_difference
 from kdrun.store.forms import Line, fit, foreign
 from kdrun.store.shelf import Shelf
 
-DEPTH = 5
-"""Of the folders of runs below that of all: ``EXPERIMENT/students/STUDENT/METHOD/seed-0``."""
+DEPTH = 6
+"""Of the folders below that of all runs: ``EXPERIMENT/students/STUDENT/METHOD/seed-0/checkpoint-9``."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,11 @@ class Store:
             if prove and self._proven.get(folder) != files:
                 demand(folder, files)
                 self._proven[folder] = files
-                if (folder / "begun.json").exists():  # a process was killed as it closed the run
-                    _tidy(folder)
+                with suppress(
+                    OSError
+                ):  # what is left of a process that was killed as it closed the run is no harm
+                    if (folder / "begun.json").exists():
+                        _tidy(folder)
             return Result(folder, manifest)
         except OSError as error:
             self._damaged(f"{error.filename}: cannot be read: {error.strerror}; {ANEW}")
@@ -313,9 +317,13 @@ class Store:
     def _other(self, path: Path, fingerprint: str, inputs: dict[str, Any]) -> str | None:
         """What a run differs in from that which a file belongs to; '' where it is the same, None without a file."""
         try:
-            data = path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
-            return f"{path.name} is no file" if path.is_symlink() or path.is_dir() else None
+            data = read_bytes(path)
+        except FileNotFoundError:
+            return f"{path.name} is no file" if path.is_symlink() else None
+        except OSError:
+            if path.is_file():
+                raise
+            return f"{path.name} is no file"
         there = self.read(path)
         if there is not None:
             if there["fingerprint"] == fingerprint:

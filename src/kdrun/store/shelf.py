@@ -19,7 +19,7 @@ import numpy as np
 
 from kdrun.errors import StoreError
 from kdrun.machine import raise_lack
-from kdrun.store.files import digest_of_file, read_json, refusal, sync_folder, write_json
+from kdrun.store.files import digest_of_file, opened, read_json, refusal, sync_folder, write_json
 
 SPARE = 1.05
 """What must be free on the disk, as a multiple of what is to be written."""
@@ -60,8 +60,6 @@ class Shelf:
     def find(self, key: str) -> Kept | None:
         """What is kept by a key; None where there is nothing, or where its bytes were changed."""
         place = self.folder / key
-        if not (place / "manifest.json").is_file():
-            return None
         try:
             about = read_json(place / "manifest.json")
             files: dict[str, Any] = about.pop("files")
@@ -117,7 +115,7 @@ class Shelf:
     def _sweep(self) -> None:
         """Take away what processes that were killed left behind; what has no lock yet is left to ``clean``."""
         for path in self.folder.glob(f".*{MAKING}"):
-            with suppress(OSError), open(path / LOCK) as lock:  # locked by its maker, or gone
+            with suppress(OSError), opened(path / LOCK) as lock:  # locked by its maker, or gone
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -157,7 +155,7 @@ def at_work(path: Path) -> bool | None:
     if not (path.name.startswith(".") and path.name.endswith(MAKING)):
         return None
     try:
-        with open(path / LOCK) as lock:
+        with opened(path / LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:

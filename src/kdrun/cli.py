@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 import typer
 
 import kdrun
-from kdrun.errors import KdrunError, Problem, StoreError, TrainingError, UsageError, printable, shown
+from kdrun.errors import (
+    Interrupted,
+    KdrunError,
+    Problem,
+    StoreError,
+    TrainingError,
+    UsageError,
+    printable,
+    shown,
+)
 from kdrun.interrupts import leave_on_signals
 from kdrun.machine import (
     Neighbours,
@@ -108,6 +117,9 @@ def main() -> NoReturn:
     try:
         code = app(prog_name="kdrun", standalone_mode=False) or 0
         sys.stdout.flush()
+    except Interrupted as stop:
+        code = stop.exit_code
+        _tell(str(stop))
     except KdrunError as error:
         code = error.exit_code
         _complain(str(error))
@@ -174,10 +186,14 @@ def _out_of_memory(error: Exception) -> str | None:
 
 
 def _complain(text: str) -> None:
+    _tell(f"error: {text}" if "\n" not in text else text)
+
+
+def _tell(text: str) -> None:
     from kdrun.console import if_heard
 
     with if_heard():
-        print(printable(f"error: {text}" if "\n" not in text else text, lines=True), file=sys.stderr)
+        print(printable(text, lines=True), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------ training

@@ -745,10 +745,12 @@ def test_a_terminal_that_knows_no_accents(done):
     assert told.code == 0 and r" \xb1 " in told.out and re.search(r"r\\.+sultats/tiny/report", told.err)
 
 
-IGNORED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+ENDED, IGNORED = (
+    f"import signal; signal.signal(signal.SIGHUP, signal.{what})" for what in ("SIG_DFL", "SIG_IGN")
+)
 
 
-@pytest.mark.parametrize(("first", "code"), [("", -signal.SIGHUP), (IGNORED, 1)])
+@pytest.mark.parametrize(("first", "code"), [(ENDED, -signal.SIGHUP), (IGNORED, 1)])
 def test_a_terminal_that_goes_away(tiny, whole, first, code):
     """It ends what was begun there, unless that was told to go on; then only the table has no reader."""
     master, slave = pty.openpty()

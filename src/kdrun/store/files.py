@@ -28,8 +28,8 @@ SEAL = ',\n "sha256": "'
 """What begins the last entry of a JSON file: the hash of all bytes before it."""
 ANEW = "the command that made it makes it anew"
 """What is said of everything that is damaged."""
-AGAIN = 3
-"""How often a file is written again of which others took the beginnings away."""
+TRIES = 4
+"""How often a file is begun of which others take the beginnings away."""
 TEMPORARY = "tmp"
 """How files end that are not finished."""
 KILL_AT = "KDRUN_KILL_AT"
@@ -75,13 +75,13 @@ def _write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> Non
 
     A process that cleans up may take the folder away while it is empty, or the file: then it is written again.
     """
-    try:
-        for _ in range(AGAIN):
-            with suppress(FileNotFoundError):
-                return _try_to_write(path, data, take)
-        _try_to_write(path, data, take)
-    except OSError as error:
-        raise StoreError(refusal(path, len(data), error)) from error
+    for left in reversed(range(TRIES)):
+        try:
+            _try_to_write(path, data, take)
+            return
+        except OSError as error:
+            if not left or not isinstance(error, FileNotFoundError):
+                raise StoreError(refusal(path, len(data), error)) from error
 
 
 def _try_to_write(path: Path, data: bytes, take: Callable[[Path, Path], object]) -> None:

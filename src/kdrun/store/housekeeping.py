@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from kdrun.errors import StoreError
 from kdrun.store import checkpoints
 from kdrun.store.files import read_json
-from kdrun.store.lock import locked
+from kdrun.store.lock import held, locked
 from kdrun.store.runs import Store
 from kdrun.store.shelf import NEW, at_work
 
@@ -94,7 +93,7 @@ def _entry(store: Store, folder: Path, wanted: set[str]) -> Entry:
     fingerprint = begun.get("fingerprint")
     progress = max(checkpoints.steps(folder), default=0) / max(begun.get("total_steps", 1), 1)
     state, detail = "unfinished", ""
-    if _held(store.lock_file(fingerprint)) if fingerprint else _new(folder):
+    if held(store.lock_file(fingerprint)) if fingerprint else _new(folder):
         state = "at work"
     elif failure:
         state, detail = "failed", failure["what"]
@@ -107,18 +106,6 @@ def _new(folder: Path) -> bool:
     """Whether a folder may be of a run that is about to begin there, since it is new and nothing in it says whose."""
     with suppress(FileNotFoundError):
         return not (folder / "result.json").exists() and time.time() - folder.stat().st_mtime < NEW
-    return False
-
-
-def _held(path: Path) -> bool:
-    """Whether some process holds a run's lock."""
-    if not path.is_file():
-        return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
     return False
 
 

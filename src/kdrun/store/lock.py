@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from kdrun.errors import StoreError
-from kdrun.store.files import make_folder, refusal
+from kdrun.store.files import make_folder, opened, refusal
 
 PATIENCE = 10
 """How often a lock is tried: those who only look whether somebody has it hold it themselves for a moment."""
@@ -32,6 +32,18 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except OSError as error:
             raise StoreError(refusal(path, len(holder), error)) from error
         yield
+
+
+def held(path: Path) -> bool:
+    """Whether some process holds a lock; raises ``OSError`` where that cannot be seen."""
+    try:
+        with opened(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _no_link(path: str, flags: int) -> int:

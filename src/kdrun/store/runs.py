@@ -250,10 +250,8 @@ class Store:
             if prove and self._proven.get(folder) != files:
                 demand(folder, files)
                 self._proven[folder] = files
-                with suppress(
-                    OSError
-                ):  # what is left of a process that was killed as it closed the run is no harm
-                    if (folder / "begun.json").exists():
+                if (folder / "begun.json").exists():  # a process was killed as it closed the run
+                    with suppress(OSError):  # which is no harm
                         _tidy(folder)
             return Result(folder, manifest)
         except OSError as error:

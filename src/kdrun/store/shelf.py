@@ -20,6 +20,7 @@ import numpy as np
 from kdrun.errors import StoreError
 from kdrun.machine import raise_lack
 from kdrun.store.files import digest_of_file, opened, read_json, refusal, sync_folder, write_json
+from kdrun.store.lock import held
 
 SPARE = 1.05
 """What must be free on the disk, as a multiple of what is to be written."""
@@ -154,13 +155,8 @@ def at_work(path: Path) -> bool | None:
     """
     if not (path.name.startswith(".") and path.name.endswith(MAKING)):
         return None
-    try:
-        with opened(path / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        with suppress(OSError):
-            return time.time() - path.stat().st_mtime < NEW
-        return False
+    with suppress(OSError):
+        if (path / LOCK).exists():
+            return held(path / LOCK)
+        return time.time() - path.stat().st_mtime < NEW
+    return False

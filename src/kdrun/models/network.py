@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from kdrun import registry, taps
@@ -194,8 +195,9 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     device = next(shadow.parameters()).device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know
+    in_products = sdpa_kernel(SDPBackend.MATH)  # nor does it know all those of attention in every torch
     try:
-        with torch.no_grad(), flop_counter.FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), in_products, flop_counter.FlopCounterMode(display=False) as counter:
             shadow(torch.zeros(1, *shape, device=device))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

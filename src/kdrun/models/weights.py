@@ -200,7 +200,7 @@ def _checked(name: object, value: object, path: Path, size: int) -> Tensor:
     if not isinstance(name, str):
         raise WeightsError(f"{path}: names an entry by a {type(name).__name__}, not by a text; {_advice()}")
     plain = isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in NUMBERS
-    if not isinstance(value, Tensor) or not plain or value.is_meta:
+    if not isinstance(value, Tensor) or not plain or value.is_meta or value.is_nested:
         raise WeightsError(
             f"{path}: '{shown(name)}' is no tensor of weights but {_described(value)}; {_advice()}"
         )
@@ -222,6 +222,8 @@ def _described(value: object) -> str:
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
             return f"a tensor stored as {value.layout}"
+        if value.is_nested:
+            return "a nested tensor"
         return "a tensor without values" if value.is_meta else f"a tensor of {value.dtype}"
     return type(value).__name__
 

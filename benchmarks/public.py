@@ -10,12 +10,12 @@ from pathlib import Path
 from benchmarks.gate import Gate
 from benchmarks.works import PLUGIN
 from kdrun import config, registry
-from kdrun.bookkeeping import command_line
 from kdrun.console import Console
 from kdrun.controls import CONTROLS
 from kdrun.experiment import Experiment
 from kdrun.interrupts import stop_on_signals
 from kdrun.plan import Run
+from kdrun.records import command_line
 from kdrun.store import Store
 
 HEARD = 10

@@ -8,7 +8,8 @@ from PIL import Image
 from kdrun import assembly, bookkeeping, cache, models
 from kdrun.cache import LookedUp
 from kdrun.errors import StoreError, TrainingError
-from kdrun.store import Kept, Shelf
+from kdrun.store import Kept, Shelf, read_json, write_json
+from kdrun.store.files import digest
 from support import Ears, break_teachers, experiment, outcome, results, run
 
 TEXT = """
@@ -138,6 +139,47 @@ def test_a_damaged_table_is_made_anew(tmp_path, asked):
     asked.clear()
     run(text("[kd, dkd]"), tmp_path)
     assert asked and table.read_bytes() == whole
+
+
+def forged(place, name="logits.npy", **about):
+    """Put other arrays in the place of a table, with the right hashes."""
+    manifest = read_json(place / "manifest.json") | about
+    manifest["files"] = {name: digest((place / "logits.npy").read_bytes())}
+    (place / "logits.npy").rename(place / name)
+    write_json(place / "manifest.json", manifest)
+
+
+FORGED = {
+    "fewer-samples": lambda place: np.save(place / "logits.npy", np.zeros((69, 4), np.float32)),
+    "other-classes": lambda place: np.save(place / "logits.npy", np.zeros((70, 3), np.float32)),
+    "a-vector": lambda place: np.save(place / "logits.npy", np.zeros(70, np.float32)),
+    "other-numbers": lambda place: np.save(place / "logits.npy", np.zeros((70, 4), np.int64)),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_table_that_kdrun_did_not_make_is_refused(tmp_path, forge):
+    run(text("[kd]"), tmp_path)
+    (place,) = tmp_path.glob("cache/*/")
+    forge(place)
+    forged(place)
+    with pytest.raises(StoreError, match=r"manifest.json: is not what kdrun writes: no logits of 70 samples"):
+        run(text("[kd, dkd]"), tmp_path)
+
+
+@pytest.mark.parametrize("about", [{"arithmetic": "fp64"}, {"arithmetic": None}, {"arithmetic": ["fp32"]}])
+def test_a_table_of_unknown_arithmetic_is_refused(tmp_path, about):
+    run(text("[kd]"), tmp_path)
+    forged(next(tmp_path.glob("cache/*/")), **about)
+    with pytest.raises(StoreError, match=r"manifest.json: is not what kdrun writes"):
+        run(text("[kd, dkd]"), tmp_path)
+
+
+def test_a_table_of_another_name_is_refused(tmp_path):
+    run(text("[kd]"), tmp_path)
+    forged(next(tmp_path.glob("cache/*/")), name="other.npy")
+    with pytest.raises(StoreError, match=r"no logits of 70 samples"):
+        run(text("[kd, dkd]"), tmp_path)
 
 
 def test_other_weights_of_a_teacher_have_other_tables(tmp_path, monkeypatch):

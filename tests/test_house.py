@@ -35,7 +35,7 @@ FLOORS = [
     {"train", "rehearsal"},
     {"split"},
     {"room"},
-    {"bookkeeping", "listing", "advice"},
+    {"bookkeeping", "records", "listing", "advice"},
     {"experiment", "compare", "gate", "checking", "profiling"},
     {"evidence", "tune"},
     {"cli"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdrun.errors import StoreError
-from kdrun.store import Shelf, Store, shelf
+from kdrun.store import Shelf, Store, shelf, write_json
 from kdrun.store.housekeeping import disposable_of_shelf, remove_shelved, shelved
 
 FORMS = {"logits": ((3, 2), "float32"), "index": ((3,), "int64")}
@@ -43,6 +43,16 @@ def test_what_failed_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), place.make("key", FORMS, {}):
         raise KeyError("the teacher")
     assert place.find("key") is None and names(place) == []
+
+
+@pytest.mark.parametrize(
+    "files", [None, [], "logits.npy", {"../key/logits.npy": {"bytes": 1, "sha256": ""}}, {"logits.npy": 1}]
+)
+def test_a_manifest_that_is_none_is_nothing(tmp_path, files):
+    place = Shelf(tmp_path)
+    filled(place)
+    write_json(tmp_path / "key" / "manifest.json", {"what": "logits", "files": files})
+    assert place.find("key") is None
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "manifest"])

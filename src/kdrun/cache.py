@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from kdrun.memory import room_for_data
 from kdrun.models import Frozen, Prepared, Recipe, recipe
 from kdrun.plan import RESULT_VERSION, Run
 from kdrun.store import Form, Kept, Shelf, fingerprint, shelf
+from kdrun.store.forms import foreign
 from kdrun.student import Student
 
 SAMPLE = 256
@@ -167,7 +168,20 @@ class Faculty:
                     raise StoreError(f"{self.shelf.folder}: somebody deletes there what was just made")
             except StoreError as error:
                 raise StoreError(f"{error}; make room, or ask live: `training.cache: false`") from error
-        return {table: one for table, one in kept.items() if one is not None}
+        found = {table: one for table, one in kept.items() if one is not None}
+        for table, one in found.items():
+            self._demand_fitting(table, one, keys[table], student)
+        return found
+
+    def _demand_fitting(self, table: Table, kept: Kept, key: str, student: Student) -> None:
+        """Raises ``DamagedError`` for a table whose hash is right, and which kdrun cannot have made."""
+        rows = (self.dataset.copies(student.draw) or 1) * len(self.dataset.labels("train"))
+        array = kept.arrays.get(table, np.empty(0))
+        fits = array.dtype == np.float32 and array.ndim == 2 and len(array) == rows
+        if table == "logits":
+            fits &= array.shape[1:] == (self.dataset.spec.classes,)
+        if not fits or kept.about.get("arithmetic") not in get_args(Arithmetic):
+            raise foreign(self.shelf.folder / key / "manifest.json", f"no {table} of {rows} samples")
 
     def _key(self, run: Run, table: Table, bf16: bool) -> str:
         """What decides the numbers of a table; labels do not.

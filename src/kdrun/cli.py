@@ -154,9 +154,9 @@ def _have_streams() -> None:
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(free)
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  (it stays open)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  (it stays open)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115  (it stays open)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -216,7 +216,7 @@ def train_teacher(
         raise UsageError(f"{config}: names no teacher; add `teacher:`")
     roles = ["teacher", "ensemble"]
     with (
-        _experiment(checked, out, quiet) as experiment,
+        _experiment(checked, _store(out), quiet) as experiment,
         _told_after(lambda: _report(experiment, roles, json_)),
     ):
         experiment.run(roles=["teacher"])
@@ -243,7 +243,7 @@ def distill(
     _require_methods(checked, method)
     roles = ["control", "student"]
     with (
-        _experiment(checked, out, quiet) as experiment,
+        _experiment(checked, _store(out), quiet) as experiment,
         _told_after(lambda: _report(experiment, roles, json_, method)),
     ):
         experiment.run(methods=method)
@@ -321,7 +321,7 @@ def compare(
             )
         names = [_name_without_torch(config, out) for config in configs]
         _require_distinct(names)
-        gate.demand(_print_comparison(out, names, None, shown, quiet))
+        gate.demand(_print_comparison(_store(out), names, None, shown, quiet))
         return
     checked = [_config(config, device, seeds, set_, plugin) for config in configs]
     for one, config in zip(checked, configs, strict=True):
@@ -332,10 +332,10 @@ def compare(
         {student for one in checked for student in one.experiment.students},
         {method for one in checked for method in one.methods},
     )
-    failures = []
-    with _told_after(lambda: gate.demand(_print_comparison(out, names, None, shown, quiet))):
+    store, failures = _store(out), []
+    with _told_after(lambda: gate.demand(_print_comparison(store, names, None, shown, quiet))):
         for one in checked:
-            with _experiment(one, out, quiet) as experiment:
+            with _experiment(one, store, quiet) as experiment:
                 try:
                     experiment.run()
                 except TrainingError as error:  # the other configs go on
@@ -369,7 +369,7 @@ def tune(
         raise UsageError("kdrun tune needs optuna: pip install 'kdrun[tune]'") from error
     checked = _config(config, device, seeds, set_, plugin)
     _require_students(checked, config)
-    with _experiment(checked, out, quiet) as experiment:
+    with _experiment(checked, _store(out), quiet) as experiment:
         told = run_trials(experiment, trials)
     if json_:
         print(json.dumps(told, indent=1))
@@ -418,17 +418,17 @@ def _name_without_torch(config: Path, out: Path) -> str:
 
 
 @contextmanager
-def _experiment(config: Config, out: Path, quiet: bool) -> Iterator[Experiment]:
+def _experiment(config: Config, store: Store, quiet: bool) -> Iterator[Experiment]:
     """The experiment of a config, with signals turned into a stop."""
-    from kdrun.bookkeeping import command_line
     from kdrun.console import Console
     from kdrun.experiment import Experiment
     from kdrun.interrupts import stop_on_signals
+    from kdrun.records import command_line
 
     console = Console(quiet)
     _tell_of_neighbours(console, NEIGHBOURS.busy_cores)
     with stop_on_signals() as stop:
-        yield Experiment(config, _store(out), console, stop, command_line())
+        yield Experiment(config, store, console, stop, command_line())
 
 
 def _store(out: Path) -> Store:
@@ -516,11 +516,11 @@ def _report(experiment: Experiment, roles: list[str], json_: bool, methods: list
         return row["role"] in roles and (methods is None or row["method"] in {*methods, *CONTROLS})
 
     name, shown = experiment.config.experiment.name, Shown(_format(None, json_))
-    _print_comparison(experiment.store.root, [name], wanted, shown, experiment.console.quiet, demand=False)
+    _print_comparison(experiment.store, [name], wanted, shown, experiment.console.quiet, demand=False)
 
 
 def _print_comparison(
-    out: Path,
+    store: Store,
     names: list[str],
     wanted: Callable[[dict[str, Any]], bool] | None,
     shown: Shown,
@@ -530,7 +530,6 @@ def _print_comparison(
     """Print the rows on stdout, where they are also written; with ``demand``, a missing run is a failure."""
     from kdrun import compare as comparing
 
-    store = _store(out)
     parts = comparing.materials(store, names)
     extras = comparing.Extras(shown.bootstrap, shown.pairs)
     compared = comparing.comparison(parts, extras, wanted) if wanted else comparing.comparison(parts, extras)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping, memory, rehearsal, room, split
+from kdrun import assembly, bookkeeping, memory, records, rehearsal, room, split
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
@@ -40,7 +40,7 @@ class Experiment:
     def run(self, roles: Iterable[str] = ROLES, methods: Iterable[str] | None = None) -> Plan:
         """Make sure of everything that the config asks for, training what is not finished yet."""
         self.carry_out(self.plan.select(roles, methods))
-        bookkeeping.measure(self.store, self.plan, self.dataset.spec, self.device)
+        records.measure(self.store, self.plan, self.dataset.spec, self.device)
         if self.failures:
             raise split.together(self.failures)
         return self.plan
@@ -53,7 +53,7 @@ class Experiment:
         if todo:
             assembly.load(self.config, self.dataset, self.device, self.store.shelf, self.console.say)
             room.demand_room(self.store, wanted, todo, rehearsed, self.dataset)
-        bookkeeping.open_folder(self.store, self.plan, spec, self.device, self.command, bool(todo))
+        records.open_folder(self.store, self.plan, spec, self.device, self.command, bool(todo))
         self.check_teachers(wanted.runs)
         for group in wanted.groups(todo):
             for part in split.fitting(group, rehearsed, self.device, self.console.say):

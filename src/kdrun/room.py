@@ -18,9 +18,8 @@ from kdrun.split import FLOAT_BYTES, Figures, figures
 from kdrun.store import Store
 from kdrun.store.checkpoints import KEPT
 from kdrun.store.housekeeping import size_of
+from kdrun.store.shelf import SPARE
 
-SPARE = 1.05
-"""What must be free, as a multiple of what is reckoned."""
 REPORT_BYTES = 1 << 18
 """Of the comparison and its report, and what else an experiment has once."""
 SMALL_BYTES = 1 << 16

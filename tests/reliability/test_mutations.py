@@ -147,7 +147,7 @@ PATHS = [
     "../../x",
     "/dev/zero",
     "/etc/passwd",
-    "/root/x",
+    "/nowhere/x",
     "x" * 5000,
     "a/" * 3000,
     "~/x",

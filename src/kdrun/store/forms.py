@@ -220,6 +220,12 @@ class Tuning(Form):
     chosen: list[Chosen]
 
 
+class Manifest(Form):
+    """``manifest.json`` of a checkpoint, or of arrays that are kept to be read again."""
+
+    files: dict[Word, File]
+
+
 class Term(Form):
     """A term of a loss in one epoch."""
 
@@ -258,6 +264,7 @@ FORMS: dict[str, type[BaseModel]] = {
     "costs.json": Costs,
     "provenance.json": Provenance,
     "tuning.json": Tuning,
+    "manifest.json": Manifest,
 }
 """By the file's name; those of the index are named by fingerprints."""
 

@@ -258,8 +258,6 @@ class Store:
             self._damaged(f"{error.filename}: cannot be read: {error.strerror}; {ANEW}")
         except DamagedError as error:
             self._damaged(str(error))
-        except (LookupError, TypeError, AttributeError):
-            self._damaged(f"{folder / 'result.json'}: is not what kdrun writes; {ANEW}")
         return None
 
     def read(self, path: Path) -> dict[str, Any] | None:

@@ -288,6 +288,7 @@ def test_ca_mkd_features_want_the_projected_map_to_be_each_teacher_s():
 def test_target_minimises_the_loss(kind):
     loss, _, teacher, batch = given({"kind": kind})
     target = None if is_joint(kind) else loss.target(teacher, batch)
+    assert loss.has_target() == (target is not None)
     if target is None:
         assert kind not in SEES_LABELS | {"hard", "kd", "logit-mse", "ttm", "wttm"}
         return

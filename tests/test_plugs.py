@@ -602,3 +602,71 @@ def test_linear_warm_up_of_the_published_mixes_is_full_in_epoch_20_of_240():
     made = schedule(**term_of["schedule"])
     assert made.factor(0, 240) == pytest.approx(1 / 20, rel=1e-2)
     assert made.factor(18, 240) < 1 == made.factor(19, 240)
+
+
+# ---------------------------------------------------------------------------------------------- targets
+
+
+def wants(*methods, taught, labels):
+    """What the terms of the last method want together, of what teachers say of a batch with some labels."""
+    made, *_ = students(with_methods(*methods), "dataset.labels_per_class=2")
+    objective = made["m"].objective
+    taught = {name: said(*rows) for name, rows in taught.items()}
+    batch = Batch({}, torch.tensor(labels), torch.arange(len(labels)))
+    return objective.target(taught, batch, objective.mean_weights(4, made["m"].plugs.stages))
+
+
+def hot(place, value=9.0):
+    return [value if place == i else 0.0 for i in range(10)]
+
+
+def test_a_mix_wants_the_mean_of_what_its_terms_want_of_each_sample():
+    mix = "{name: m, losses: [{kind: ce, weight: 1}, {kind: kd, teacher: a, weight: 3, temperature: 2}]}"
+    found = wants(mix, taught={"a": [hot(3), hot(4)]}, labels=[1, HIDDEN])
+    soft = torch.softmax(torch.tensor([hot(3), hot(4)]) / 2, dim=1)
+    label = torch.tensor(hot(1, 1.0))
+    torch.testing.assert_close(found[0], (label + 3 * soft[0]) / 4)
+    torch.testing.assert_close(found[1], soft[1])  # no label: what is left
+
+
+def test_a_mix_without_a_teacher_wants_nothing_of_samples_without_a_label():
+    found = wants("{name: m, losses: [ce]}", taught={}, labels=[2, HIDDEN])
+    assert found.tolist() == [hot(2, 1.0), [0.0] * 10]
+
+
+def test_the_wanted_mean_counts_each_teacher_by_its_share():
+    both = "teacher: [a, b], temperature: 1, weight: 1"
+    sure = {"a": [hot(1, 99.0)], "b": [hot(2, 99.0)]}
+    for combine in (
+        "combine: fixed, teacher_weights: [1, 3]",
+        "combine: mean-loss, teacher_weights: null",
+        "combine: mean",
+    ):
+        found = wants(f"{{name: m, losses: [{{kind: kd, {both}, {combine}}}]}}", taught=sure, labels=[0])
+        shares = [0.25, 0.75] if "fixed" in combine else [0.5, 0.5]
+        assert found[0, 1:3].tolist() == pytest.approx(shares)
+
+
+def test_schedules_epochs_and_stages_count_by_their_mean():
+    terms = "{kind: ce, weight: 2, schedule: linear}, {kind: kd, teacher: a, weight: 4}"
+    made, *_ = students(
+        with_methods(
+            f"{{name: m, losses: [{terms}], stages: [{{epochs: 1, losses: [kd]}}, {{losses: [ce]}}]}}"
+        )
+    )
+    weights = made["m"].objective.mean_weights(4, made["m"].plugs.stages)
+    assert weights == {"ce": pytest.approx(2 * (0.75 + 0.5 + 0.25) / 4), "kd": 1.0}
+
+
+def test_what_is_masked_out_is_not_wanted():
+    mix = "{name: m, losses: [{kind: kd, teacher: a, mask: teacher-correct}]}"
+    found = wants(mix, taught={"a": [hot(3), hot(4)]}, labels=[3, 3])
+    assert found[0].sum().item() == pytest.approx(1.0) and not found[1].any()
+
+
+def test_a_shuffled_teacher_is_shuffled_for_targets_too():
+    mix = "{name: m, losses: [{kind: hard, teacher: a, shuffle_teacher: true}]}"
+    torch.manual_seed(1)
+    found = wants(mix, taught={"a": [hot(i) for i in range(10)]}, labels=[HIDDEN] * 10)
+    assert found.argmax(dim=1).sort().values.tolist() == list(range(10))
+    assert found.argmax(dim=1).tolist() != list(range(10))

@@ -341,8 +341,16 @@ class Loss(Component, nn.Module):
         return self.forward(student, teacher, batch)
 
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
-        """Class probabilities (B, C) that minimise the loss, or None where there are none."""
+        """Class probabilities (B, C) that minimise the loss, rows of zeros where any will do.
+
+        A loss that does not define it has none, and nothing that is fitted without gradients can learn from it.
+        """
         return None
+
+    @classmethod
+    def has_target(cls) -> bool:
+        """Whether it says which class probabilities minimise it."""
+        return cls.target is not Loss.target
 
     def predict(self, student: Outputs) -> Tensor:
         """Logits (B, C) of an exported student, from the features that the loss tapped.

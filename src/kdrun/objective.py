@@ -16,7 +16,7 @@ from kdrun.contracts import HIDDEN, Batch, Context, JointLoss, Loss, LossConfig,
 from kdrun.errors import Mismatch, did_you_mean
 from kdrun.losses.numerics import certainty
 from kdrun.models import Frozen, Network
-from kdrun.optimization import Stage
+from kdrun.optimization import Stage, stage_at
 from kdrun.randomness import derive
 from kdrun.taps import LayerTable
 
@@ -67,13 +67,17 @@ class Term(nn.Module):
 
     def begin(self, epoch: int, epochs: int, stage: Stage | None = None) -> None:
         """Take the weight of an epoch, counted from 0, of so many; before its first step, and after a resume."""
-        counts = stage is None or stage.losses is None or self.label in stage.losses
-        self.weight = self.config.weight_in(epoch, epochs) if counts else 0.0
+        self.weight = self.weight_in(epoch, epochs, stage)
         # What the step reads is a tensor and two flags: a number would have a compiled step compiled anew each epoch.
         self.counts, self.pretrains = bool(self.weight), stage is not None and stage.pretrains
         self.factor.fill_(self.weight if self.weight <= torch.finfo(self.factor.dtype).max else math.inf)
         for loss in self.losses:
             loss.begin(epoch, epochs)  # type: ignore[operator]  # a ModuleList forgets what it holds
+
+    def weight_in(self, epoch: int, epochs: int, stage: Stage | None) -> float:
+        """The weight in an epoch, counted from 0, of so many, and in a stage; 0 where that leaves the term out."""
+        counts = stage is None or stage.losses is None or self.label in stage.losses
+        return self.config.weight_in(epoch, epochs) if counts else 0.0
 
     @property
     def compared(self) -> list[str]:
@@ -84,10 +88,7 @@ class Term(nn.Module):
         """The weighted term, a scalar; 0 where it weighs nothing."""
         if not self.counts:
             return student.logits.new_zeros(())
-        taught = {name: taught[name] for name in self.teachers}
-        if self.config.shuffle_teacher:
-            order = torch.randperm(len(batch), device=batch.index.device)
-            taught = {name: said.rows(order) for name, said in taught.items()}
+        taught = self._heard(taught, batch)
         if self.config.mask is None:
             return self.factor * self._value(student, taught, batch)
         rows = kept(self.config.mask, list(taught.values()), batch).nonzero().squeeze(1)
@@ -97,19 +98,51 @@ class Term(nn.Module):
         share = len(rows) / len(batch)
         return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows))
 
-    def _value(self, student: Outputs, taught: dict[str, Outputs], batch: Batch) -> Tensor:
+    def target(self, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
+        """The class probabilities (B, C) that minimise it, rows of zeros for samples that it does not look at.
+
+        Only terms of a loss that ``has_target`` are asked.
+        """
+        taught = self._heard(taught, batch)
+        targets = [
+            loss.target(outputs, batch)  # type: ignore[operator]  # a ModuleList
+            for loss, outputs in zip(self.losses, self._said(taught), strict=True)
+        ]
+        if self.config.mask is None:
+            return self._mean(targets)
+        return self._mean(targets) * kept(self.config.mask, list(taught.values()), batch)[:, None]
+
+    def _heard(self, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Outputs]:
+        """What its own teachers say, shuffled over the batch where that is asked for."""
+        own = {name: taught[name] for name in self.teachers}
+        if self.config.shuffle_teacher:
+            order = torch.randperm(len(batch), device=batch.index.device)
+            own = {name: said.rows(order) for name, said in own.items()}
+        return own
+
+    def _said(self, taught: dict[str, Outputs]) -> list[Any]:
+        """What each of its losses is given: one teacher's outputs, those of all together or by name, or None."""
         said: list[Any] = list(taught.values()) or [None]
         if isinstance(self.losses[0], JointLoss):
-            said = [taught]
-        elif len(self.losses) < len(said):
-            said = [combined(said, self.config, self.losses[0].temperature)]  # type: ignore[arg-type]  # a ModuleList
-        values = [
-            (loss.pretrain if self.pretrains else loss)(student, outputs, batch)  # type: ignore[operator]  # a ModuleList
-            for loss, outputs in zip(self.losses, said, strict=True)
-        ]
+            return [taught]
+        if len(self.losses) < len(said):
+            return [combined(said, self.config, self.losses[0].temperature)]  # type: ignore[arg-type]  # a ModuleList
+        return said
+
+    def _value(self, student: Outputs, taught: dict[str, Outputs], batch: Batch) -> Tensor:
+        return self._mean(
+            [
+                (loss.pretrain if self.pretrains else loss)(student, outputs, batch)  # type: ignore[operator]  # a ModuleList
+                for loss, outputs in zip(self.losses, self._said(taught), strict=True)
+            ]
+        )
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        """What its losses come to, each counted by its teacher's share."""
         if len(values) == 1:
             return values[0]
-        return (torch.stack(values) * _shares(self.config, values[0])).sum()
+        shares = _shares(self.config, values[0]).view(-1, *[1] * values[0].ndim)
+        return (torch.stack(values) * shares).sum(dim=0)
 
 
 def _shares(config: LossConfig, like: Tensor) -> Tensor:
@@ -261,6 +294,27 @@ class Objective(nn.Module):
         """Take the weights of an epoch, counted from 0, of so many."""
         for term in self.named.values():
             term.begin(epoch, epochs, stage)
+
+    def mean_weights(self, epochs: int, stages: Sequence[Stage]) -> dict[str, float]:
+        """Each term's weight in the mean of so many epochs: what counts where all of them are learnt at once."""
+        own = [stage_at(stages, epoch, epochs) for epoch in range(epochs)]
+        return {
+            label: sum(term.weight_in(epoch, epochs, stage) for epoch, stage in enumerate(own)) / epochs
+            for label, term in self.named.items()
+        }
+
+    def target(self, taught: Mapping[str, Outputs], batch: Batch, weights: Mapping[str, float]) -> Tensor:
+        """The class probabilities (B, C) that the terms want together; rows of zeros for samples that none looks at.
+
+        For each sample they are the mean of what the terms want that look at it, by their weights.
+        """
+        wanted = torch.stack([term.target(taught, batch) for term in self.named.values()])
+        looks = (wanted.sum(dim=2) > 0).to(wanted.dtype)
+        shares = (
+            looks * torch.tensor(list(weights.values()), dtype=wanted.dtype, device=wanted.device)[:, None]
+        )
+        total = shares.sum(dim=0)
+        return torch.einsum("tb,tbc->bc", shares, wanted) / torch.where(total > 0, total, 1)[:, None]
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name, unsummed."""

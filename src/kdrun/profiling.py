@@ -28,8 +28,7 @@ from kdrun.models import Frozen, Prepared
 from kdrun.plan import Kin, Plan, Run
 from kdrun.stack import Stack, Team, likeness, teams, why_not
 from kdrun.store import Kept, Store
-from kdrun.student import Lesson, Student
-from kdrun.train import lessons_of
+from kdrun.student import Lesson, Student, lessons_of
 
 WARM_UP, LEAST, SECONDS = 3, 5, 2.0
 """Steps before the first that counts, those that count at least, and the time that all steps of a group may take."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -74,8 +75,50 @@ class Plugs:
     momentum_gap: float | None = None
 
 
-class Student:
-    """A model in training: network, objective, optimizer, average of the weights, log.
+class Learner:
+    """A model that is taught: what it learns from, and what became of it.
+
+    ``teachers`` are what answers in the place of each teacher, ``seconds`` what it took so far, ``metrics`` its log, a
+    line an epoch; one with a ``failure`` learns no more.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        network: Network,
+        objective: Objective,
+        training: Training,
+        draw: Draw,
+        bf16: bool = False,
+        plugs: Plugs = Plugs(),  # frozen
+    ) -> None:
+        self.title, self.network, self.objective, self.training = title, network, objective, training
+        self.model, self.draw, self.bf16, self.plugs = network.model, draw, bf16, plugs
+        self.teachers: dict[str, Teacher] = {}
+        self.seconds = 0.0
+        self.failure: Failure | None = None
+        self.metrics: list[dict[str, Any]] = []
+
+
+L = TypeVar("L", bound=Learner)
+
+
+def lessons_of(
+    learners: Sequence[L],
+    batches: Mapping[Draw, Batch],
+    ask: Callable[[Teacher, Batch], Outputs] = operator.call,
+) -> dict[L, Lesson]:
+    """Each learner's batch, and what its teachers say of it; no teacher is asked twice about one batch."""
+    questions = dict.fromkeys((teacher, one.draw) for one in learners for teacher in one.teachers.values())
+    said = {(teacher, draw): ask(teacher, batches[draw]) for teacher, draw in questions}
+    return {
+        one: (batches[one.draw], {name: said[teacher, one.draw] for name, teacher in one.teachers.items()})
+        for one in learners
+    }
+
+
+class Student(Learner):
+    """A network in training: objective, optimizer, average of the weights, log.
 
     ``position`` counts its steps. A step whose terms or gradients are not finite changes no weight, and no
     later step does; ``flush`` tells.
@@ -92,9 +135,8 @@ class Student:
         bf16: bool,
         plugs: Plugs = Plugs(),  # frozen
     ) -> None:
-        self.title, self.network, self.objective, self.training = title, network, objective, training
-        self.model, self.draw, self.steps_per_epoch, self.bf16 = network.model, draw, steps, bf16
-        self.plugs, self.exportable = plugs, _exportable(network.model, objective)
+        super().__init__(title, network, objective, training, draw, bf16, plugs)
+        self.steps_per_epoch, self.exportable = steps, _exportable(network.model, objective)
         self.parts = _parts(network.model, objective)
         self.parameters = [p for parameters in self.parts.values() for p in parameters]
         self.device = self.parameters[0].device
@@ -102,12 +144,7 @@ class Student:
         self.average = copy.deepcopy(self.exportable.state_dict()) if training.ema else None
         self.best: dict[str, Tensor] | None = None
         self.best_score = float("-inf")
-        self.teachers: dict[str, Teacher] = {}
-        """What answers in the place of each teacher."""
         self.position = self.epochs_closed = 0
-        self.seconds = 0.0
-        self.failure: Failure | None = None
-        self.metrics: list[dict[str, Any]] = []
         self._sums = dict.fromkeys(objective.weights, 0.0)
         self._unread: list[Tensor] = []
         self._norms: Tensor | None = None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Batch, Dataset, Draw, Outputs, Teacher
+from kdrun.contracts import Batch, Dataset, Outputs
 from kdrun.errors import TrainingError
 from kdrun.evaluate import not_finite, paused, score
 from kdrun.stack import teams
-from kdrun.student import REPORT_EVERY, Failure, Lesson, Student
+from kdrun.student import REPORT_EVERY, Failure, Student, lessons_of
 
 
 def fit(
@@ -61,20 +60,6 @@ def fit(
                 student.close_epoch(_validation(student, dataset, pause), dataset.config.metric)
         console.epoch(epoch + 1, epochs, _told(running))
     pause()
-
-
-def lessons_of(
-    students: Sequence[Student],
-    batches: Mapping[Draw, Batch],
-    ask: Callable[[Teacher, Batch], Outputs] = operator.call,
-) -> dict[Student, Lesson]:
-    """Each student's batch, and what its teachers say of it; no teacher is asked twice about one batch."""
-    questions = dict.fromkeys((teacher, s.draw) for s in students for teacher in s.teachers.values())
-    said = {(teacher, draw): ask(teacher, batches[draw]) for teacher, draw in questions}
-    return {
-        s: (batches[s.draw], {name: said[teacher, s.draw] for name, teacher in s.teachers.items()})
-        for s in students
-    }
 
 
 def _healthy(student: Student, dataset: Dataset, console: Console) -> bool:

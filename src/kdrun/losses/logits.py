@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdrun.contracts import Batch, Context, Outputs, Published, Taps
+from kdrun.contracts import Batch, Context, Loss, Outputs, Published, Taps
 from kdrun.losses.base import LogitConfig, LogitLoss, OnLogits, Temperature, main_classes
 from kdrun.losses.numerics import (
     bounded,
@@ -291,8 +291,7 @@ class NormalizedKD(LogitLoss):
         )
     }
 
-    def target(self, teacher: Outputs | None, batch: Batch) -> None:
-        """None: the own class is to be as sure as can be, whatever the others."""
+    target = Loss.target  # none: the own class is to be as sure as can be, whatever the others
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The sum of both cross-entropies, ≥ 0."""
@@ -577,8 +576,7 @@ class RefinedLogits(LogitLoss):
         )
     }
 
-    def target(self, teacher: Outputs | None, batch: Batch) -> None:
-        """None: two temperatures, and the label's own bin."""
+    target = Loss.target  # none: two temperatures, and the label's own bin
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The weighted sum, ≥ 0."""
@@ -667,8 +665,7 @@ class BinaryKD(LogitLoss):
         )
     }
 
-    def target(self, teacher: Outputs | None, batch: Batch) -> None:
-        """None: a sigmoid is to match, not a softmax."""
+    target = Loss.target  # none: a sigmoid is to match, not a softmax
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The cross-entropy, ≥ 0."""

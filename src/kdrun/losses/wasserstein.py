@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.contracts import HIDDEN, Batch, Context, Outputs, Published
+from kdrun.contracts import HIDDEN, Batch, Context, Loss, Published
 from kdrun.losses.adapters import MapRegressor
 from kdrun.losses.base import LayerConfig, LayerLoss, LogitConfig, LogitLoss, Temperature, main_classes
 from kdrun.losses.numerics import fixed, others
@@ -85,8 +85,9 @@ class WassersteinLogits(LogitLoss):
         flow = _flow(ours, theirs, cost, self.config.regularization, self.config.iterations)
         return (flow * cost).sum() / len(batch)
 
-    def target(self, teacher: Outputs | None, batch: Batch) -> None:
-        """None: the flow is spread, so the teacher's own distribution is only near the minimum."""
+    target = (
+        Loss.target
+    )  # none: the flow is spread, so the teacher's own distribution is only near the minimum
 
     def _without(self, classes: Tensor) -> Tensor:
         """The costs (B, C − 1, C − 1) without each sample's own class."""

@@ -226,7 +226,19 @@ def semckd(student, teacher, batch, loss):
     return total / len(batch) / len(ours)
 
 
+def split_balance(student, teacher, batch, loss):
+    gates, visits = (array(student.features[layer]) for layer in ("gates", "visits"))
+    total = 0.0
+    for node in range(gates.shape[1]):
+        there, right = np.exp(visits[:, node]), 1 / (1 + np.exp(-gates[:, node]))
+        share = (there * right).sum() / there.sum()
+        depth = int(np.log2(node + 1))
+        total -= (np.log(share) + np.log(1 - share)) / 2 / 2**depth
+    return total
+
+
 CLOSED_FORM = {
+    "split-balance": split_balance,
     "hint": hint,
     "at": at,
     "fsp": fsp,

@@ -27,6 +27,7 @@ TEACHERS = ("a", "b")
 """The names of the teachers of a loss that weighs several."""
 EQUAL_WIDTHS = {"fsp"}
 """Losses that need a student as wide as its teacher."""
+SOFT_TREE = {"gates": (7,), "visits": (15,)}
 
 
 def kinds():
@@ -40,6 +41,8 @@ def is_joint(kind):
 
 def student_of(kind):
     """The shapes of a student that a loss can be made for."""
+    if kind == "split-balance":
+        return SOFT_TREE
     return TEACHER if kind in EQUAL_WIDTHS else STUDENT
 
 

@@ -137,8 +137,8 @@ def break_teachers(monkeypatch):
         teacher.model.classifier.bias.data[0] = math.nan
         return teacher
 
-    original = bookkeeping.frozen
-    monkeypatch.setattr(bookkeeping, "frozen", broken)
+    original = assembly.frozen
+    monkeypatch.setattr(assembly, "frozen", broken)
 
 
 def count_training(monkeypatch):

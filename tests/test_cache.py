@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdrun import assembly, bookkeeping, cache, models
+from kdrun import assembly, cache, models
 from kdrun.cache import LookedUp
 from kdrun.errors import StoreError, TrainingError
 from kdrun.store import Kept, Shelf, read_json, write_json
@@ -185,14 +185,14 @@ def test_a_table_of_another_name_is_refused(tmp_path):
 def test_other_weights_of_a_teacher_have_other_tables(tmp_path, monkeypatch):
     """One that is trained again by other threads, or on a GPU, has the same inputs and not the same weights."""
     run(text("[kd]"), tmp_path)
-    original = bookkeeping.frozen
+    original = assembly.frozen
 
     def trained_again(*arguments):
         teacher = original(*arguments)
         teacher.model.classifier.bias.data[0] += 1e-3
         return teacher
 
-    monkeypatch.setattr(bookkeeping, "frozen", trained_again)
+    monkeypatch.setattr(assembly, "frozen", trained_again)
     run(text("[kd]"), tmp_path, "seeds=[1]")
     tables = [np.load(file) for file in tmp_path.glob("cache/*/logits.npy")]
     assert len(tables) == 2 and 9e-4 < np.abs(tables[0] - tables[1])[:, 0].min() < 1.1e-3

@@ -44,8 +44,8 @@ def predicting(right):
 class Made:
     """An experiment whose results are made up."""
 
-    def __init__(self, root, name="made", metric="accuracy", ensembles=()):
-        self.store = Store(root)
+    def __init__(self, root, name="made", metric="accuracy", ensembles=(), fitted=False):
+        self.store, self.fitted = Store(root), fitted
         self.resolved = {
             "name": name,
             "metric": metric,
@@ -66,6 +66,7 @@ class Made:
             "folder": f"{self.resolved['name']}/{place}/seed-{seed}",
             "model": f"model of {name}",
             "teachers": {teacher["name"]: teacher["fingerprint"] for teacher in teachers},
+            "fitted": self.fitted and role == "student",
         }
         self.resolved["runs"].append(run)
         if logits is not None:
@@ -116,6 +117,28 @@ def test_mean_and_standard_deviation_over_seeds(tmp_path):
     assert row["mean"] == pytest.approx(0.8)
     assert row["std"] == pytest.approx(0.1), "ddof 1"
     assert row["status"] == "finished"
+
+
+def test_seeds_that_hardly_differ_prove_nothing_of_what_is_fitted_at_once(tmp_path):
+    trained = experiment(tmp_path / "trained", alone=[6] * 5, kd=[9] * 5).row("kd")
+    fitted = experiment(tmp_path / "fitted", alone=[6] * 5, kd=[9] * 5, fitted=True).row("kd")
+    assert (trained["verdict"], trained["gain_covers"]) == ("better", "seeds")
+    assert (fitted["verdict"], fitted["gain_covers"]) == ("not distinguishable", "seeds and test samples")
+    assert trained["gain"] == fitted["gain"] == pytest.approx(0.3)
+    single = inference.over_samples(np.arange(10) < 9, np.arange(10) < 6)
+    assert fitted["p_value"] == single.p_value > trained["p_value"]
+    assert fitted["gain_interval"] == [pytest.approx(end) for end in single.interval]
+    assert fitted["gain_seeds"] == 5 and fitted["seeds_needed"] is not None
+
+
+def test_a_verdict_on_what_is_fitted_says_what_it_allows_for(tmp_path):
+    made = experiment(tmp_path, alone=[6] * 5, kd=[9] * 5, fitted=True)
+    made.rows()
+    told = compare.comparison(compare.materials(made.store, ["made"]))["remarks"]
+    assert (
+        "seeds of what is fitted at once may hardly differ: its verdicts allow for the test samples' noise, too"
+        in told
+    )
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path):

@@ -30,7 +30,7 @@ FLOORS = [
     {"report"},
     {"config", "objective", "evaluate"},
     {"student", "plan"},
-    {"stack"},
+    {"stack", "trees"},
     {"assembly", "cache"},
     {"train", "rehearsal"},
     {"split"},

@@ -157,6 +157,7 @@ MINIMUM_ELSEWHERE = {
     "wttm": "the teacher at temperature 1/γ",
     "wsld": "the teacher, with weights that follow the student",
     "semckd": "adapters that cannot be left out",
+    "split-balance": "gates that send half of the samples each way",
     "pad": "an uncertainty of its own",
     "ca-mkd-feature": "adapters that cannot be left out",
 }
@@ -469,8 +470,8 @@ def test_documentation_names_source_and_trap(kind):
     assert all(loss_class.Config.model_fields[name].description for name in own)
 
 
-PART_OF = {"ca-mkd-feature": "ca-mkd"}
-"""Losses that stand in another's published mix."""
+PART_OF = {"ca-mkd-feature": "ca-mkd", "split-balance": "soft-tree"}
+"""Losses that stand in a mix of another name."""
 
 
 @every_kind
@@ -694,12 +695,14 @@ def test_layers_that_do_not_fit_are_refused_with_a_way_out(config, student, teac
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if not LOSSES[kind].on_logits and kind != "wkd-logit"]
+    "kind",
+    [k for k in KINDS if LOSSES[k].needs_teacher and not LOSSES[k].on_logits and k != "wkd-logit"],
 )
-def test_a_teacher_without_layers_is_refused(kind):
+@pytest.mark.parametrize("bare", [None, table("the teacher 'forest'", {})], ids=["nothing", "forest"])
+def test_a_teacher_without_layers_is_refused(kind, bare):
     loss = LOSSES[kind](LOSSES[kind].Config(kind=kind))
     with pytest.raises(Mismatch, match="has none"):
-        loss.taps(table("the student", STUDENT), {"a": None} if is_joint(kind) else None)
+        loss.taps(table("the student", STUDENT), {"a": bare} if is_joint(kind) else bare)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ PARAMETERS = {
 """At 100 classes and three channels, as the distillation literature has them."""
 
 SIMPLE = ("mlp", "cnn", "gru", "vit")
+TREES = {"soft-tree", "tree", "forest", "boosting", "svc", "logistic-regression"}
+"""Those of tests/test_trees.py and tests/test_soft_tree.py, most of which are fitted at once."""
 SMALL = {
     "torchvision": {"name": "shufflenet_v2_x0_5"},
     "timm": {"name": "test_resnet"},
@@ -94,7 +96,7 @@ def test_the_literatures_networks_have_its_parameter_counts(kind):
 
 def test_no_kind_is_left_out_here():
     own = {k for k in registry.MODELS if registry.MODELS[k].__module__.startswith("kdrun.")}
-    assert own == {*PARAMETERS, *SIMPLE, "torchvision", "timm"}
+    assert own == {*PARAMETERS, *SIMPLE, *TREES, "torchvision", "timm"}
 
 
 @pytest.mark.parametrize("kind", [*PARAMETERS, *SIMPLE, "torchvision", "timm"])

@@ -437,3 +437,15 @@ def test_a_gap_of_three_spreads_is_found(seeds, methods):
     verdicts = [verdict for _ in range(1000) for verdict in compared(draw, seeds, methods, (3.0,))]
     assert verdicts.count("better") >= 0.9 * len(verdicts)
     assert "worse" not in verdicts
+
+
+# ------------------------------------------------------------------------------------------- both noises
+
+
+def test_both_noises_leave_the_larger_p_value_and_the_wider_interval():
+    seeds = inference.Difference(0.2, (0.1, 0.3), 0.01, 0.05, 5)
+    samples = inference.Difference(0.25, (0.0, 0.3), 0.2, None, 1)
+    both = inference.over_both(seeds, samples)
+    assert both == inference.Difference(0.2, (pytest.approx(-0.05), 0.3), 0.2, 0.05, 5)
+    narrow = inference.Difference(0.2, (0.19, 0.21), 1e-6, None, 1)
+    assert inference.over_both(seeds, narrow) == seeds

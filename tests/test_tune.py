@@ -56,7 +56,7 @@ def spaces(text, name, *overrides):
     read = checked(text, *overrides)
     entries_ = {**read.experiment.controlled_by, **{m.name: m for m in read.experiment.methods}}
     training = read.training_of(read.experiment.students["student"], read.methods[name])
-    return spaces_of(entries_[name], read.methods[name], training)
+    return spaces_of(entries_[name], read.methods[name], training, fitted=False)
 
 
 # --------------------------------------------------------------------------------------------- budgets
@@ -328,7 +328,7 @@ def test_every_published_method_can_have_the_values_that_are_tried(name):
     read = checked(text)
     [entry] = read.experiment.methods
     training = read.training_of(read.experiment.students["student"], read.methods["it"])
-    for key, space in spaces_of(entry, read.methods["it"], training).items():
+    for key, space in spaces_of(entry, read.methods["it"], training, fitted=False).items():
         for value in ends(space):
             changed = with_values(entry, {key: value}, training)
             again = config.Config(read.experiment.model_copy(update={"methods": [changed]}), read.source)

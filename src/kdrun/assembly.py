@@ -5,27 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from kdrun import models, registry
 from kdrun.config import Config
-from kdrun.contracts import Batch, Dataset, Outputs, Shelf, Spec
+from kdrun.contracts import Batch, Dataset, Model, Outputs, Shelf, Spec
 from kdrun.errors import (
     DataError,
     DeviceError,
     Mismatch,
     OutOfMemory,
     Problem,
+    StoreError,
     did_you_mean,
 )
 from kdrun.memory import watched
 from kdrun.models import Deployed, Frozen, Network
+from kdrun.models.folds import FOLD, CrossFitted, OutOfFold, states_of_folds
 from kdrun.objective import Objective, Surroundings
 from kdrun.optimization import Training
 from kdrun.plan import Run
 from kdrun.randomness import derive
+from kdrun.store import Result
+from kdrun.store.forms import foreign
+from kdrun.store.runs import FOLDS
 from kdrun.student import Plugs, Student
+from kdrun.trees import FittedStudent
 
 DRY_SAMPLES = 8
 """Samples of the batch that shapes are learnt from; BatchNorm needs more than one."""
@@ -126,6 +133,42 @@ def finished_network(run: Run, spec: Spec, device: torch.device) -> Network:
     return network.copied(deployed, deployed.state_dict())
 
 
+def frozen(
+    run: Run, result: Result | None, spec: Spec, device: torch.device, samples: int | None = None
+) -> Frozen:
+    """A finished run's network, frozen; raises ``StoreError`` where it was deleted, or its weights are another's.
+
+    With the number of training ``samples`` it can teach of them, cross-fitted where it is to be.
+    """
+    if result is None:
+        raise StoreError(f"{run.title}: was deleted while it was needed; the same command trains it again")
+    network = finished_network(run, spec, device)
+    weights = {name: torch.from_numpy(array) for name, array in result.weights().items()}
+    _give(network.model, weights, result.folder / "weights.safetensors")
+    if samples is None or not run.folds:
+        return Frozen(network.model, network.view, device)
+    file, parts = result.folder / FOLDS, result.arrays(FOLDS)
+    try:
+        states = states_of_folds(parts, samples)
+    except (KeyError, ValueError) as error:
+        raise foreign(file, error) from error
+    twins = [finished_network(run, spec, device).model for _ in states]
+    for twin, state in zip(twins, states, strict=True):
+        _give(twin, state, file)
+    heard = OutOfFold(
+        [Frozen(twin, network.view, device) for twin in twins], torch.from_numpy(parts[FOLD]).to(device)
+    )
+    return CrossFitted(network.model, network.view, device, heard)
+
+
+def _give(model: Model, state: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Give a model what a file of a finished run holds; raises ``DamagedError`` where that is another's."""
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise foreign(file, error) from error
+
+
 def from_file(run: Run, spec: Spec, device: torch.device) -> Frozen:
     """A run that a config takes from its ``weights``, frozen; raises ``WeightsError`` where they do not fit."""
     network = bare_network(run, spec, device)
@@ -133,8 +176,10 @@ def from_file(run: Run, spec: Spec, device: torch.device) -> Frozen:
     return Frozen(network.model, network.view, device)
 
 
-def make_student(run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, device: torch.device) -> Student:
-    """The run's student at its first step."""
+def make_student(
+    run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, device: torch.device
+) -> Student | FittedStudent:
+    """The run's student before it has learnt anything."""
     network = fresh_network(run, dataset.spec, device)
     labels = torch.from_numpy(dataset.labels("train", given=run.role == "student"))
 
@@ -157,7 +202,7 @@ def make_student(run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, dev
         survey=survey,
         label_smoothing=run.training.label_smoothing,
     )
-    return student_of(run, around, dataset.steps(run.draw))
+    return fitted_of(run, around) if run.way == "fitted" else student_of(run, around, dataset.steps(run.draw))
 
 
 def dry_surroundings(
@@ -183,6 +228,7 @@ def dry_surroundings(
 
 def student_of(run: Run, around: Surroundings, steps: int) -> Student:
     """The run's student at its first step, of so many an epoch, built from given surroundings."""
+    assert run.way == "trained"
     shape = around.batch.views[around.student.view].shape[1:]
     return Student(
         run.title,
@@ -193,4 +239,18 @@ def student_of(run: Run, around: Surroundings, steps: int) -> Student:
         steps,
         resolve_bf16(run.training, shape, around.student.device),
         Plugs(run.stages, run.momentum_gap),
+    )
+
+
+def fitted_of(run: Run, around: Surroundings) -> FittedStudent:
+    """The run's student before it is fitted, built from given surroundings."""
+    return FittedStudent(
+        run.title,
+        around.student,
+        Objective(run.losses, around),
+        run.training,
+        run.draw,
+        Plugs(run.stages),
+        around.teachers,
+        run.folds,
     )

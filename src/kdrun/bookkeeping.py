@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kdrun import models
-from kdrun.assembly import finished_network, from_file, make_student, resolve_bf16
+from kdrun.assembly import from_file, make_student, resolve_bf16
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
@@ -33,9 +33,8 @@ from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace
 from kdrun.store.checkpoints import Checkpoint
-from kdrun.store.forms import foreign
 from kdrun.store.lock import locked
-from kdrun.student import Student
+from kdrun.student import Learner, Student
 
 CHECKPOINT_SECONDS = "KDRUN_CHECKPOINT_SECONDS"
 """In the environment: the time between two checkpoints; 0 writes one after every step."""
@@ -78,7 +77,7 @@ class Seat:
     dataset: Dataset
     device: torch.device
     console: Console
-    student: Student = field(init=False)
+    student: Learner = field(init=False)
     saved: int | None = field(init=False, default=None)
     stacked: bool = field(init=False, default=False)
     closed: bool = field(init=False, default=False)
@@ -86,11 +85,11 @@ class Seat:
     @property
     def resolved(self) -> dict[str, Any]:
         """What ``auto`` came out as, and how the teachers answer; a run only goes on where it comes out the same."""
-        precision = "bf16" if resolve_bf16(self.run.training, self._shape, self.device) else "fp32"
-        teachers = self.student.teachers if self.run.weights is None else {}
+        rounds = self.run.way == "trained" and resolve_bf16(self.run.training, self._shape, self.device)
+        teachers = self.student.teachers if self.run.way != "read" else {}
         return {
             "device": self.device.type,
-            "precision": precision,
+            "precision": "bf16" if rounds else "fp32",
             "cache": "looked up" if any(isinstance(t, LookedUp) for t in teachers.values()) else "live",
             "teachers": {
                 run.fingerprint[:12]: teachers[name].arithmetic
@@ -119,9 +118,9 @@ class Seat:
 
     def go_on(self, checkpoint: Checkpoint | None) -> None:
         """Put the student at a checkpoint, if there is one."""
-        steps = self.student.steps_per_epoch * self.run.training.epochs
-        self.workplace.begin(steps, self.resolved, checkpoint)
+        self.workplace.begin(self.student.total_steps, self.resolved, checkpoint)
         if checkpoint is not None:
+            assert isinstance(self.student, Student)
             try:
                 self.student.resume(checkpoint)
             except (LookupError, ValueError, RuntimeError) as error:
@@ -138,18 +137,21 @@ class Seat:
                 )
 
     def save(self) -> None:
-        """Write a checkpoint where there is anything new; where the student failed, say so: the last good one stays."""
+        """Write a checkpoint where there is anything new; where the student failed, say so: the last good one stays.
+
+        What is fitted at once has nothing to save, and is fitted anew.
+        """
         self.student.flush()
         failure = self.student.failure
         if failure is not None:
             self.workplace.fail({"epoch": failure.epoch, "step": failure.step, "what": str(failure)})
-        elif not self.closed and self.saved != self.student.position:  # of one step, the first is as good
-            self.workplace.save(self.student.checkpoint(self.resolved))
+        elif isinstance(self.student, Student) and not self.closed and self.saved != self.student.position:
+            self.workplace.save(self.student.checkpoint(self.resolved))  # of one step, the first is as good
             self.saved = self.student.position
 
     def outcome(self) -> Frozen | None:
         """The network that is scored: the one that was read, or the one that ``selection`` chose; None if it failed."""
-        if self.run.weights is not None:
+        if self.run.way == "read":
             return from_file(self.run, self.dataset.spec, self.device)
         return None if self.student.failure is not None else self.student.selected()
 
@@ -162,7 +164,9 @@ class Seat:
         """
         if network is None:
             self.save()
-            return f"{self.run.title}: stopped: {self.student.failure}; a smaller learning rate or weight may help"
+            failure = self.student.failure
+            assert failure is not None
+            return f"{self.run.title}: stopped: {failure}; {failure.cure}"
         scored_on: Split = "test" if self.run.trial is None else "validation"
         predictions = predict(network, paused(self.dataset.split(scored_on), pause))
         if not np.isfinite(predictions["logits"]).all():
@@ -175,20 +179,22 @@ class Seat:
             return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
         fitted = temperature(network, paused(self.dataset.split("validation"), pause))
-        trained = self.run.weights is None
+        learnt = self.run.way != "read"
         manifest = self._who | {
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
             "likeness": likeness,
-            "details": details(predictions["logits"], predictions["labels"]) | {"classes": self._classes},
+            "details": details(predictions["logits"], predictions["labels"])
+            | {"classes": self.dataset.class_names},
             "cost": {
                 "parameters": models.parameters(network.model),
                 "macs": models.macs(network.model, self.dataset.spec.shapes[network.view]),
             },
             "resolved": self.resolved,
             "protocol": self._protocol(len(predictions["labels"])),
-            "train_seconds": self.student.seconds if trained else 0.0,
+            "train_seconds": self.student.seconds if learnt else 0.0,
         }
-        self.workplace.finish(manifest, weights, predictions, self.student.metrics if trained else [])
+        extras = self.student.extras if learnt else {}
+        self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True
         return None
 
@@ -205,12 +211,6 @@ class Seat:
             "train_seconds": self.student.seconds,
         }
 
-    @property
-    def _classes(self) -> list[str]:
-        """The names of the classes, or their numbers where the data set has no names."""
-        names = getattr(self.dataset, "classes", range(self.dataset.spec.classes))
-        return [str(name) for name in names]
-
     def _protocol(self, test_samples: int) -> dict[str, Any]:
         training = self.run.training
         return {
@@ -221,7 +221,7 @@ class Seat:
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),
             "labels_per_class": self.dataset.config.labels_per_class if self.run.role == "student" else None,
-            "epochs": training.epochs if self.run.weights is None else None,
+            "epochs": training.epochs if self.run.way != "read" else None,
             "selection": training.selection,
             "precision": self.resolved["precision"],
             "device": self.resolved["device"],
@@ -256,6 +256,7 @@ def take_seats(
 
 def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:
     """Make the students of a group, give each what answers in its teachers' places, and let them go on."""
+    seats = [seat for seat in seats if seat.run.way != "read"]
     if not seats:
         return
     first = seats[0]
@@ -263,15 +264,18 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
         seat.enrol(teachers)
     faculty = Faculty(teachers, first.dataset, store.shelf, first.console)
     faculty.staff({seat.student: seat.run for seat in seats})
-    if first.run.training.precision == "auto":
+    students = {seat.student: seat for seat in seats if isinstance(seat.student, Student)}
+    if students and first.run.training.precision == "auto":
         first.console.say_once(f"`precision: auto` is {first.resolved['precision']} here, on {first.device}")
-    for seat in seats:
-        if seat.run.training.stack and (reason := why_not(seat.student)):
+    for student, seat in students.items():
+        if seat.run.training.stack and (reason := why_not(student)):
             kind = "/".join(filter(None, (seat.run.name, seat.run.method)))
             first.console.say_once(f"{kind} is not stacked: {reason}")
-    of = {seat.student: seat for seat in seats}
-    for company in companies([*of]):
-        let_go_on([of[student] for student in company])
+    for company in companies([*students]):
+        let_go_on([students[student] for student in company])
+    for seat in seats:
+        if seat.student not in students:
+            seat.go_on(None)
 
 
 def let_go_on(company: Sequence[Seat]) -> None:
@@ -339,19 +343,27 @@ def checkpoint_seconds() -> float:
 
 
 class Keeper:
-    """Called between two steps: saves checkpoints in time, and stops when a signal asked for it."""
+    """Called between two steps: saves checkpoints in time, and stops when a signal asked for it.
+
+    Only what is trained in steps is waited for, for it alone has something to save.
+    """
 
     def __init__(self, seats: Sequence[Seat], stop: Stop, every: float | None = None) -> None:
-        self.seats, self.stop = seats, stop
-        self.every = checkpoint_seconds() if every is None else every
-        stop.waits = True
+        self.seats = [seat for seat in seats if seat.run.way == "trained"]
+        self.every, self.stop = checkpoint_seconds() if every is None else every, stop
+        stop.waits = bool(self.seats)
         self.saved_at = time.monotonic()
 
     @property
     def progress(self) -> tuple[int, int, int]:
         """Steps from first to last, those that every student has behind it, and epochs."""
-        student, epochs = self.seats[0].student, self.seats[0].run.training.epochs
-        return student.steps_per_epoch * epochs, min(s.student.position for s in self.seats), epochs
+        students = [seat.student for seat in self.seats if isinstance(seat.student, Student)]
+        done = min(student.position for student in students)
+        return students[0].total_steps, done, students[0].training.epochs
+
+    def telling(self, console: Console, title: str) -> AbstractContextManager[None]:
+        """A block in which the progress of what is trained is shown."""
+        return console.training(title, *self.progress) if self.seats else nullcontext()
 
     def pause(self) -> None:
         """Save if it is time; raises ``Interrupted`` after saving where a signal came."""
@@ -361,19 +373,6 @@ class Keeper:
             seat.save()
         self.saved_at = time.monotonic()
         self.stop.heed("stopped and saved; the same command goes on from here")
-
-
-def frozen(run: Run, result: Result | None, dataset: Dataset, device: torch.device) -> Frozen:
-    """A finished teacher, frozen; raises ``StoreError`` where it was deleted, or its weights are another's."""
-    if result is None:
-        raise StoreError(f"{run.title}: was deleted while it was needed; the same command trains it again")
-    network = finished_network(run, dataset.spec, device)
-    weights = result.weights()
-    try:
-        network.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    except (RuntimeError, TypeError) as error:
-        raise foreign(result.folder / "weights.safetensors", error) from error
-    return Frozen(network.model, network.view, device)
 
 
 def expect(run: Run, result: Result, config: Config) -> None:

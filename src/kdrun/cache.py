@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Arithmetic, Batch, Dataset, Draw, Outputs, Taps
+from kdrun.contracts import Arithmetic, Batch, Dataset, Draw, Outputs, Taps, Teacher
 from kdrun.errors import StoreError, TrainingError
 from kdrun.evaluate import not_finite
 from kdrun.machine import told_size
 from kdrun.memory import room_for_data
 from kdrun.models import Frozen, Prepared, Recipe, recipe
+from kdrun.models.folds import FOLD, CrossFitted
 from kdrun.plan import RESULT_VERSION, Run
 from kdrun.store import Form, Kept, Shelf, fingerprint, shelf
 from kdrun.store.forms import foreign
-from kdrun.student import Student
+from kdrun.student import Learner
 
 SAMPLE = 256
 """Training samples on which a teacher in other arithmetic is compared with itself."""
@@ -65,7 +66,7 @@ class LookedUp:
 class Pupil(NamedTuple):
     """A student, what it calls one of its teachers, and what its losses look at there."""
 
-    student: Student
+    student: Learner
     name: str
     taps: Taps
 
@@ -86,7 +87,7 @@ class Faculty:
     _recipes: dict[tuple[Run, frozenset[str], bool], Recipe] = field(default_factory=dict, init=False)
     _hashes: dict[Run, str] = field(default_factory=dict, init=False)
 
-    def staff(self, students: Mapping[Student, Run]) -> None:
+    def staff(self, students: Mapping[Learner, Run]) -> None:
         """Set the ``teachers`` of all students, whose runs are given."""
         small = {student for student, own in students.items() if self._can_look_up(student, own)}
         for run in self.teachers:
@@ -99,13 +100,13 @@ class Faculty:
             self._look_up(run, [pupil for pupil in pupils if pupil.student in small])
             self._ask(run, [pupil for pupil in pupils if pupil.student not in small])
 
-    def _can_look_up(self, student: Student, own: Run) -> bool:
+    def _can_look_up(self, student: Learner, own: Run) -> bool:
         """Whether tables can answer in the place of all its teachers."""
         if not student.training.cache or self.dataset.copies(student.draw) is None:
             return False
         return self.tables_suffice(student, own)
 
-    def tables_suffice(self, student: Student, own: Run) -> bool:
+    def tables_suffice(self, student: Learner, own: Run) -> bool:
         """Whether its losses look at nothing that a table does not hold, whatever the views are."""
         teachers = {name: self.teachers[run] for name, run in own.teachers.items()}
         return student.objective.tables_suffice(teachers, self.dataset.spec.default_view)
@@ -132,12 +133,20 @@ class Faculty:
         for how, company in companies.items():
             layers = [layer for pupil in company for layer in pupil.taps.teacher]
             views = [view for pupil in company for view in pupil.taps.views]
-            live = Prepared(self.teachers[run], how, layers, views)
+            live = self._live(run, how, layers, views)
             self.console.say_once(
                 f"the teacher '{run.name}' is asked about every batch, in {live.arithmetic}"
             )
             for pupil in company:
                 pupil.student.teachers[pupil.name] = live
+
+    def _live(self, run: Run, how: Recipe, layers: Iterable[str], views: Iterable[str] = ()) -> Teacher:
+        """What a teacher says of any batch of the training set: made ready to run often, or cross-fitted."""
+        teacher = self.teachers[run]
+        if isinstance(teacher, CrossFitted):
+            teacher.out_of_fold.tap(views)
+            return teacher.out_of_fold
+        return Prepared(teacher, how, layers, views)
 
     # ------------------------------------------------------------------------------------------ tables
 
@@ -156,7 +165,7 @@ class Faculty:
             for pupil in alike:
                 pupil.student.teachers[pupil.name] = tables
 
-    def tables(self, run: Run, wanted: Sequence[Table], student: Student) -> dict[Table, Kept]:
+    def tables(self, run: Run, wanted: Sequence[Table], student: Learner) -> dict[Table, Kept]:
         """A teacher's tables, computed where they are not on the shelf; raises ``StoreError``."""
         keys = {table: self._key(run, table, student.bf16) for table in wanted}
         kept = {table: self.shelf.find(key) for table, key in keys.items()}
@@ -173,7 +182,7 @@ class Faculty:
             self._demand_fitting(table, one, keys[table], student)
         return found
 
-    def _demand_fitting(self, table: Table, kept: Kept, key: str, student: Student) -> None:
+    def _demand_fitting(self, table: Table, kept: Kept, key: str, student: Learner) -> None:
         """Raises ``DamagedError`` for a table whose hash is right, and which kdrun cannot have made."""
         rows = (self.dataset.copies(student.draw) or 1) * len(self.dataset.labels("train"))
         array = kept.arrays.get(table, np.empty(0))
@@ -210,22 +219,28 @@ class Faculty:
     def _weights(self, run: Run) -> str:
         """SHA-256 of a teacher's weights."""
         if run not in self._hashes:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.teachers[run].model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().numpy())
+            teacher, digest = self.teachers[run], hashlib.sha256()
+            states = [teacher.model.state_dict()]
+            if isinstance(teacher, CrossFitted):
+                states += [one.model.state_dict() for one in teacher.out_of_fold.models]
+                states += [{FOLD: teacher.out_of_fold.fold}]
+            for state in states:
+                for name, tensor in sorted(state.items()):
+                    digest.update(name.encode())
+                    digest.update(tensor.cpu().contiguous().numpy())
             self._hashes[run] = digest.hexdigest()
         return self._hashes[run]
 
-    def _compute(self, run: Run, missing: Mapping[Table, str], student: Student) -> None:
+    def _compute(self, run: Run, missing: Mapping[Table, str], student: Learner) -> None:
         """Ask a teacher about every copy of every training sample; raises ``StoreError``, ``TrainingError``."""
         copies, samples = self.dataset.copies(student.draw) or 1, len(self.dataset.labels("train"))
         pooled = self.teachers[run].model.pooled
-        live = Prepared(self.teachers[run], self.recipe(run, [pooled], student.bf16), [pooled])
+        live = self._live(run, self.recipe(run, [pooled], student.bf16), [pooled])
 
         def parts(batch: Batch) -> dict[Table, Tensor]:
             said = live(batch)
-            return {"logits": said.logits, "pooled": said.features[pooled]}
+            both: dict[Table, Tensor] = {"logits": said.logits}
+            return both | {"pooled": said.features[pooled]} if "pooled" in missing else both
 
         shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(self.sample).items()}
         forms: dict[str, Form] = {table: (shapes[table], "float32") for table in missing}

@@ -69,6 +69,10 @@ class Checked:
         lines = []
         for one in self.rehearsed:
             terms = ", ".join(f"{name} {value:.3g}" for name, value in one.terms.items())
+            if one.run.way == "fitted":  # its size and its time, the samples decide
+                name, method = one.run.name, one.run.method or "teacher"
+                lines.append([name, method, *[""] * 5, str(self.todo[one.run.kin]), "", "fitted at once"])
+                continue
             lines.append(
                 [
                     one.run.name,
@@ -105,10 +109,11 @@ class Checked:
         total = sum(self.seconds(one) for one in self.rehearsed)
         compared = [sentence for one in self.rehearsed for sentence in one.compared]
         planned, here, told = self.groups()
+        fitted = any(one.run.way == "fitted" for one in self.rehearsed)
         return [
             *compared,
             f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
-            "runs there (from one step of each)",
+            f"runs there (from one step of each{', without what is fitted at once' * fitted})",
             f"about {told_size(self.memory_bytes)} of memory for the largest group, the data and torch itself not "
             f"counted; {told_size(self.free)} are free",
             *told,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kdrun.config import Config
     from kdrun.console import Console
     from kdrun.experiment import Experiment
-    from kdrun.store import Store
+    from kdrun.store import Result, Store
     from kdrun.store.housekeeping import Entry, Shelved
 
 Format = Literal["text", "md", "csv", "json", "latex"]
@@ -751,6 +751,56 @@ def _layer_lines(table: Any) -> list[str]:
     return [
         f"{name}{marks.get(name, '')}: {'×'.join(map(str, shape))}" for name, shape in table.shapes.items()
     ]
+
+
+@app.command(epilog="Example: kdrun rules runs/trees/students/tree/kd/seed-0 --format python")
+def rules(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="The folder of a finished run of a tree, or its place under --out."
+        ),
+    ],
+    format_: Annotated[
+        Literal["text", "json", "python"],
+        typer.Option("--format", help="Text, JSON, or a Python function that needs nothing installed."),
+    ] = "text",
+    out: Out = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """A student tree (or a teacher's) as if-then rules, in the data's own units and names."""
+    from kdrun.report import rules as printed
+
+    if json_ and format_ == "python":
+        raise UsageError("--json and --format python exclude each other; keep one of them")
+    store = _store(out)
+    result = store.result(run, prove=True) or store.result(out / run, prove=True)
+    found = result.rules() if result is not None else None
+    if result is None or found is None:
+        raise UsageError(_without_rules(run, result, store))
+    about = printed.about(result.folder, result.manifest, found)
+    if json_ or format_ == "json":
+        print(json.dumps(about | found, indent=1))
+    elif format_ == "python":
+        print(printed.python(found, printed.sentence(about)), end="")
+    else:
+        print(printable(printed.sentence(about)))
+        for line in printed.text(found):
+            print(line)
+
+
+def _without_rules(run: Path, result: Result | None, store: Store) -> str:
+    """What is said of a run that has no rules, and which ones have."""
+    having = [
+        folder
+        for folder in store.folders()
+        if (other := store.result(folder)) is not None and other.rules() is not None
+    ]
+    shown_ = ", ".join(map(str, having[:10])) + (f" and {len(having) - 10} more" if len(having) > 10 else "")
+    what = "is no finished run" if result is None else "is no tree, and rules are of one tree"
+    return (
+        f"{run}: {what}; {f'runs with rules: {shown_}' if having else f'no run under {store.root} has any'}"
+    )
 
 
 @app.command(epilog="Example: kdrun status")

@@ -15,7 +15,7 @@ import numpy as np
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import StoreError
 from kdrun.report import table
-from kdrun.report.words import remarks
+from kdrun.report.words import BOTH_NOISES, remarks
 from kdrun.statistics import inference, scores, summary
 from kdrun.statistics.inference import Difference
 from kdrun.statistics.resampling import Resamples
@@ -365,6 +365,8 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
         row = rows[method]
         row["gain"], row["gain_interval"] = difference.mean, list(difference.interval)
         row["gain_covers"] = "test samples" if difference.spread is None else "seeds"
+        if family[method][0].get("fitted") and difference.spread is not None:
+            row["gain_covers"] = BOTH_NOISES
         row["gain_seeds"] = difference.seeds
         row["gap_closed"], row["gap_interval"] = _share_of_gap(part, family[method], control)
         if extras.bootstrap:
@@ -424,14 +426,20 @@ def _shared(part: Material, *both: Sequence[dict[str, Any]]) -> list[tuple[str, 
 def _difference(
     part: Material, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> Difference | None:
-    """How much better the runs are than the others, paired by seed; None where no seed has both."""
+    """How much better the runs are than the others, paired by seed; None where no seed has both.
+
+    Seeds of what is fitted at once may differ by hardly anything, so that more has to be exceeded than their noise.
+    """
     pairs = _shared(part, runs, others)
     if not pairs:
         return None
     if len(pairs) == 1:
         return _single_difference(part, (pairs[0][0],), (pairs[0][1],))
     differences = [part.score(own) - part.score(other) for own, other in pairs]
-    return inference.over_seeds(differences, part.step)
+    found = inference.over_seeds(differences, part.step)
+    if not runs[0].get("fitted"):
+        return found
+    return inference.over_both(found, _single_difference(part, (pairs[0][0],), (pairs[0][1],)))
 
 
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:

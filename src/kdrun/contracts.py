@@ -7,16 +7,17 @@ Shapes are written with B (batch), C (classes), and for features either (B, D) v
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from kdrun import registry
@@ -122,6 +123,28 @@ class Spec:
         return Batch(views, torch.arange(size) % self.classes, torch.arange(size))
 
 
+@dataclass(frozen=True)
+class Units:
+    """What a view's numbers (F,), flattened, are called, and how those who made the data measure them.
+
+    A model sees ``(raw - offset) * scale`` as float32, both (F,) float64; a number of scale 0 is always seen as 0.
+    """
+
+    names: tuple[str, ...]
+    offset: np.ndarray
+    scale: np.ndarray
+
+    def seen(self, raw: np.ndarray, of: int) -> np.ndarray:
+        """Raw values of one of the numbers as a model sees them, float32."""
+        shifted: np.ndarray = (np.asarray(raw, np.float64) - self.offset[of]) * self.scale[of]
+        return shifted.astype(np.float32)
+
+    def raw(self, seen: np.ndarray, of: int) -> np.ndarray:
+        """Values of one of the numbers as they are measured, of such as a model sees; up to rounding."""
+        measured: np.ndarray = np.asarray(seen, np.float64) / self.scale[of] + self.offset[of]
+        return measured
+
+
 class Predictor(Protocol):
     """Anything that predicts: a network, an ensemble, a tree."""
 
@@ -181,6 +204,8 @@ class Model(Component, nn.Module):
     """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
     head: str
     """Name of the classifier."""
+    fitted: ClassVar[bool] = False
+    """Whether it is fitted at once, in no steps and without gradients; see ``models.fitted``."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -403,14 +428,36 @@ class DatasetConfig(Schema):
     """draws the test split where a set has none, the validation share, the labelled subset and fixed copies"""
 
 
+class Queries(Schema):
+    """Questions to the teachers: samples made of those of the training set, which have no label.
+
+    A network finds them among the samples of each batch, as many to one as are asked for; a model that is fitted at
+    once is fitted to the whole training set and to all of its queries.
+    """
+
+    per_sample: int = Field(default=10, ge=1, le=1000)
+    """how many queries for each sample of the training set"""
+    jitter: float = Field(default=0.5, ge=0, le=100)
+    """normal noise, in standard deviations of each number over the training set; 0 for none"""
+    mix: float = Field(default=0.0, ge=0)
+    """α of the Beta distribution by which each query is mixed with another sample, before the noise; 0 for none"""
+
+    @model_validator(mode="after")
+    def _ask_something_new(self) -> Self:
+        if not self.jitter and not self.mix:
+            raise ValueError("without 'jitter' and 'mix' the queries are the samples; write one above 0")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """How batches are drawn for a group: equal draws give equal batches.
 
     ``labels`` says whose labels are seen: all, or only the ``labels_per_class`` that students see.
     ``labelled_only`` draws from the labelled samples only. ``mixup`` and ``cutmix`` are the α of their Beta
-    distributions, 0 for none; with both, each batch is mixed in one of the two ways. ``purpose`` keeps the orders of
-    teachers and students apart.
+    distributions, 0 for none; with both, each batch is mixed in one of the two ways. Batches have their share
+    of ``queries``, or nothing else where these are ``only_queries``. ``purpose`` keeps the orders of teachers and
+    students apart.
     """
 
     seed: int
@@ -419,6 +466,8 @@ class Draw:
     labelled_only: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
+    queries: Queries | None = None
+    only_queries: bool = False
     purpose: str = "student"
 
 
@@ -508,6 +557,17 @@ class Dataset(Component, ABC):
     @abstractmethod
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
         """The labels of a split (N,) int64; with ``given``, ``HIDDEN`` where the students may not see them."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, or their numbers where the data set has no names."""
+        return [str(name) for name in getattr(self, "classes", range(self.spec.classes))]
+
+    def units(self, view: str) -> Units:
+        """What the numbers of a view are called and how they are measured; where nobody knows, as they are seen."""
+        numbers = math.prod(self.spec.shapes[view])
+        names = tuple(f"x{number}" for number in range(numbers))
+        return Units(names, np.zeros(numbers), np.ones(numbers))
 
     @abstractmethod
     def test_hash(self) -> str:

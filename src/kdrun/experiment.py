@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping, memory, records, rehearsal, room, split
+from kdrun import assembly, bookkeeping, memory, records, rehearsal, room, split, trees
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
@@ -76,20 +76,20 @@ class Experiment:
         """Train a group in lock step, from its checkpoints if there are any, and store its results; what failed."""
         with bookkeeping.locked_group(self.store, group), self.stop.until_done(), memory.watched():
             unfinished = [run for run in group if self.finished(run) is None]
-            where = (self.dataset, self.device)
+            where, samples = (self.dataset, self.device), len(self.dataset.labels("train"))
             seats = bookkeeping.take_seats(self.store, self.config, unfinished, *where, self.console)
             teachers = {
-                run: bookkeeping.frozen(run, self.finished(run), *where)
+                run: assembly.frozen(run, self.finished(run), self.dataset.spec, self.device, samples)
                 for one in group
                 for run in one.teachers.values()
             }
-            pupils = [seat for seat in seats if seat.run.weights is None]
-            bookkeeping.staff(pupils, teachers, self.store)
-            keeper = bookkeeping.Keeper(pupils, self.stop)
-            if pupils:
-                students = [seat.student for seat in pupils]
-                with self.console.training(bookkeeping.title(unfinished), *keeper.progress):
-                    fit(students, self.dataset, group[0].training.epochs, self.console, keeper.pause)
+            bookkeeping.staff(seats, teachers, self.store)
+            keeper = bookkeeping.Keeper(seats, self.stop)
+            if unfinished and group[0].way != "read":
+                learn: Callable[..., None] = trees.fit if group[0].way == "fitted" else fit
+                students, epochs = [seat.student for seat in seats], group[0].training.epochs
+                with keeper.telling(self.console, bookkeeping.title(unfinished)):
+                    learn(students, self.dataset, epochs, self.console, keeper.pause)
             return [TrainingError(failure) for failure in bookkeeping.finish(seats, teachers, keeper.pause)]
 
     def check_teachers(self, runs: Iterable[Run]) -> None:

@@ -19,7 +19,7 @@ from kdrun.config import (
     published_methods,
 )
 from kdrun.config.parts import Range
-from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published
+from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published, Queries
 from kdrun.optimization import Stage, Training
 from kdrun.schedules import Cosine, Step, WarmUp
 from kdrun.schema import Schema
@@ -38,6 +38,12 @@ PARTS: list[tuple[str, str, type[Schema]]] = [
         MethodConfig,
     ),
     ("Control", "An entry of `controls:`; the name alone will do.", ControlConfig),
+    (
+        "Queries",
+        "`queries:` of a training, a student's or a method's: samples made of the training set's, which only a teacher "
+        "can label.",
+        Queries,
+    ),
     ("Range", "A value of `tune:`; a list of values is the other form.", Range),
     ("Stage", "An entry of a method's `stages:`.", Stage),
     (

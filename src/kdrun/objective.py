@@ -82,7 +82,7 @@ class Term(nn.Module):
     @property
     def compared(self) -> list[str]:
         """Which layers it compares with which, a sentence for each teacher."""
-        return [f"{self.label}: {taps} of {teacher}" for teacher, taps in self.taps.items() if taps.student]
+        return [f"{self.label}: {taps} of {teacher}" for teacher, taps in self.taps.items() if taps.teacher]
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The weighted term, a scalar; 0 where it weighs nothing."""

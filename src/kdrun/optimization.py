@@ -9,6 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from kdrun.contracts import Queries
 from kdrun.schedules import AnySchedule, Cosine
 from kdrun.schema import Schema, kind_alone
 
@@ -92,6 +93,8 @@ class Recipe(Schema):
     """α of mixup's Beta distribution; 0 for none. Teachers see the mixed samples, too"""
     cutmix: float = Field(default=0.0, ge=0)
     """α of cutmix's Beta distribution; 0 for none; with both, each batch is mixed in one of the two ways"""
+    queries: Queries | None = None
+    """further samples, of which only the teachers say what they are: training samples with noise, or mixed"""
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the gradient"""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -122,6 +125,9 @@ class Training(Recipe):
         rising = min((step + 1) / (self.warmup * steps_per_epoch), 1.0) if self.warmup else 1.0
         return self.optimizer.lr * rising * self.schedule.factor(epoch, self.epochs)
 
+
+SEEN_BY_FITTED = ("epochs", "batch_size", "label_smoothing", "mixup", "cutmix", "queries")
+"""The keys that decide what a model learns that is fitted at once: which samples it is shown."""
 
 Part = Literal["adapters", "body", "classifier"]
 

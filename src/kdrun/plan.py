@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdrun import errors, models, registry
 from kdrun.config import Config, Method, StudentConfig, TeacherConfig
@@ -18,7 +18,7 @@ from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import Mismatch, OutOfMemory
 from kdrun.models.weights import demand_memory
-from kdrun.optimization import Stage, Training
+from kdrun.optimization import SEEN_BY_FITTED, Stage, Training
 from kdrun.store import fingerprint
 
 RESULT_VERSION = 4
@@ -26,6 +26,7 @@ RESULT_VERSION = 4
 
 
 ROLES = ("teacher", "student")
+Way = Literal["read", "fitted", "trained"]
 Kin = tuple[str, str, str | None, int | None]
 """Role, name, method and trial: what runs have in common that differ by their seeds."""
 
@@ -54,6 +55,8 @@ class Run:
     weights: Any = None
     expect: float | None = None
     weights_hash: str | None = None
+    folds: int = 0
+    """into how many parts the training set is cut for cross-fitting"""
     trial: int | None = None
     """its number in a tuning; a trial is scored on the validation share and never sees the test set"""
 
@@ -62,6 +65,13 @@ class Run:
         """How messages call it."""
         last = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
         return "/".join([self.name, *([self.method] if self.method else []), last])
+
+    @property
+    def way(self) -> Way:
+        """How it comes to its weights: read from a file, fitted at once, or trained in steps."""
+        if self.weights is not None:
+            return "read"
+        return "fitted" if registry.MODELS[self.model.kind].fitted else "trained"
 
     @property
     def kin(self) -> Kin:
@@ -102,12 +112,22 @@ class Run:
         return what | {
             "seed": self.seed,
             "initial_weights": _file_hash(self.model.initial_weights),
-            "training": self.training.model_dump(mode="json"),
+            "training": self._training_inputs(),
             "selected_by": self.metric if self.training.selection == "best-on-validation" else None,
             "losses": [self._loss_inputs(loss) for loss in self.losses],
             "stages": [stage.model_dump(mode="json") for stage in self.stages],
             "momentum_gap": self.momentum_gap,
+            **({"folds": self.folds} if self.folds else {}),
         }
+
+    def _training_inputs(self) -> dict[str, Any]:
+        """What of its training decides the result."""
+        training = self.training.model_dump(mode="json")
+        if self.way == "fitted":
+            training = {key: value for key, value in training.items() if key in SEEN_BY_FITTED}
+        if self.draw.queries is None:
+            training.pop("queries")
+        return training
 
     def _data_seen(self) -> dict[str, Any]:
         """What decides the samples that it sees: a further view only where it looks at one."""
@@ -141,6 +161,7 @@ class Run:
             labelled_only=self.labelled_only,
             mixup=self.training.mixup,
             cutmix=self.training.cutmix,
+            queries=self.training.queries if self.teachers else None,
             purpose=self.role,
         )
 
@@ -173,11 +194,7 @@ class Plan:
                 run for run in waiting if not any(t.fingerprint in unfinished for t in run.teachers.values())
             ]
             first = ready[0]
-            group = [
-                run
-                for run in ready
-                if run.group == first.group and (run.weights is None) == (first.weights is None)
-            ]
+            group = [run for run in ready if run.group == first.group and run.way == first.way]
             yield group
             waiting = [run for run in waiting if run not in group]
 
@@ -217,7 +234,9 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     Counted are multiply-accumulates: three passes of the student for each sample of a step, and one of each of its
     teachers for each view that it is shown; not the losses', nor their adapters'.
     """
-    matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
+    matching = [
+        run for run in runs if config.methods[run.method or ALONE].matches_cost and run.way == "trained"
+    ]
     try:
         costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
         dearest = max((cost for run, cost in costs.items() if run.method not in CONTROLS), default=0)
@@ -275,6 +294,7 @@ def _teacher_run(
         weights=teacher.weights,
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
+        folds=teacher.folds,
     )
 
 

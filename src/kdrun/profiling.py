@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kdrun.advice import DATA, STACK, Kind, Part, Profile
-from kdrun.assembly import finished_network, from_file, has_bf16, make_student
-from kdrun.bookkeeping import frozen, title
+from kdrun.assembly import finished_network, from_file, frozen, has_bf16, make_student
+from kdrun.bookkeeping import title
 from kdrun.cache import Faculty, LookedUp, Table
 from kdrun.console import Console
 from kdrun.contracts import Batch, Dataset, Draw, Outputs, Shelf, Split, Teacher
@@ -28,7 +28,7 @@ from kdrun.models import Frozen, Prepared
 from kdrun.plan import Kin, Plan, Run
 from kdrun.stack import Stack, Team, likeness, teams, why_not
 from kdrun.store import Kept, Store
-from kdrun.student import Lesson, Student, lessons_of
+from kdrun.student import Learner, Lesson, Student, lessons_of
 
 WARM_UP, LEAST, SECONDS = 3, 5, 2.0
 """Steps before the first that counts, those that count at least, and the time that all steps of a group may take."""
@@ -55,7 +55,7 @@ def _groups(plan: Plan) -> Iterator[list[Run]]:
     shown: set[Kin] = set()
     for group in plan.groups(plan.runs):
         kins = {run.kin for run in group}
-        if group[0].weights is None and not kins <= shown:
+        if group[0].way == "trained" and not kins <= shown:
             shown |= kins
             yield group
 
@@ -127,7 +127,7 @@ class StandIn(Dataset):
 class MadeUp(Faculty):
     """Teachers that answer as they would in training, but from tables that nobody computed."""
 
-    def tables(self, run: Run, wanted: Sequence[Table], student: Student) -> dict[Table, Kept]:
+    def tables(self, run: Run, wanted: Sequence[Table], student: Learner) -> dict[Table, Kept]:
         """Tables of the right shapes, of random numbers."""
         teacher = self.teachers[run]
         layers = [teacher.model.pooled]
@@ -191,9 +191,11 @@ class Group:
         self.runs: dict[Student, Run] = {}
         for run in runs:
             own = {name: teachers[teacher] for name, teacher in run.teachers.items()}
-            self.runs[make_student(run.without_files(), own, dataset, device)] = run
+            student = make_student(run.without_files(), own, dataset, device)
+            assert isinstance(student, Student)
+            self.runs[student] = run
         self.faculty = MadeUp(teachers, dataset, store.shelf, Console(quiet=True))
-        self.faculty.staff(self.runs)
+        self.faculty.staff({student: run for student, run in self.runs.items()})
         self.students = list(self.runs)
         self.called: dict[Teacher, tuple[str, Kind, str]] = {
             student.teachers[name]: (f"teacher {teacher.name}", "teacher", _how(student.teachers[name]))
@@ -406,7 +408,7 @@ def _teacher(run: Run, plan: Plan, store: Store, dataset: Dataset, device: torch
         return from_file(run, dataset.spec, device)
     result = store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
     if result is not None:
-        return frozen(run, result, dataset, device)
+        return frozen(run, result, dataset.spec, device)
     network = finished_network(run, dataset.spec, device)
     return Frozen(network.model, network.view, device)
 

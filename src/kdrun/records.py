@@ -15,7 +15,7 @@ import torch
 
 import kdrun
 from kdrun import registry
-from kdrun.assembly import finished_network
+from kdrun.assembly import finished_network, frozen
 from kdrun.contracts import Spec
 from kdrun.evaluate import THREADS, latencies, peak_bytes, throughputs
 from kdrun.models import Network
@@ -66,6 +66,7 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
                 "fingerprint": run.fingerprint,
                 "folder": f"{experiment.name}/{run.folder}",
                 "model": model_key(run, spec),
+                "fitted": run.way == "fitted",
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
                 "tuning_trials": plan.config.methods[run.method].tuning_trials
                 if run.role == "student" and run.method
@@ -94,6 +95,8 @@ def model_key(run: Run, spec: Spec) -> str:
             loss.model_dump(mode="json", exclude={"weight", "name", "teacher"}) for loss in predicting
         ]
         what["teachers"] = [model_key(teacher, spec) for teacher in run.teachers.values()]
+    if registry.MODELS[run.model.kind].fitted:  # how large it is, the samples decide
+        what["fitted"] = run.fingerprint
     return fingerprint(what)[:16]
 
 
@@ -137,13 +140,22 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
 
     Latency is of one sample; throughput of as many as take about a tenth of a second by that, up to 256.
     """
-    wanted = {model_key(run, spec): run for run in plan.runs}
+    wanted = {model_key(run, spec): run for run in plan.runs if run.way != "fitted"}
+    fitted = {model_key(run, spec): run for run in plan.runs if run.way == "fitted"}
+    results = {
+        key: store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
+        for key, run in fitted.items()
+    }
+    wanted |= {key: run for key, run in fitted.items() if results[key] is not None}
     path = store.root / plan.config.experiment.name / "costs.json"
     conditions = {"device": str(device), "threads": THREADS, "torch": torch.__version__}
     there = store.read(path)
     if there and wanted.keys() <= there["models"].keys() and there["conditions"] == conditions:
         return
-    networks = [finished_network(run, spec, device) for run in wanted.values()]
+    networks = [
+        frozen(run, results[key], spec, device) if key in fitted else finished_network(run, spec, device)
+        for key, run in wanted.items()
+    ]
     single = [_runner(network, spec, device, 1) for network in networks]
     times = latencies(single, device)
     batches = [min(256, max(1, round(THROUGHPUT_MS / one["p50"]))) for one in times]

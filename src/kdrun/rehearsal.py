@@ -16,6 +16,7 @@ from kdrun.assembly import (
     bare_network,
     dry_surroundings,
     finished_network,
+    fitted_of,
     fresh_network,
     from_file,
     student_of,
@@ -41,7 +42,7 @@ class Rehearsed:
     Sizes (of a checkpoint in bytes, and what its losses remember of each training sample), seconds of its step and its
     teachers' passes, weighted terms, and which layers are compared with which; whether it takes its steps together with
     others that are ``stackable``, and whether what its losses look at can be ``looked_up`` where the samples allow it,
-    in tables of so many numbers a sample.
+    in tables of so many numbers a sample. Of what is fitted at once sizes and seconds are 0, for nobody knows them.
     """
 
     run: Run
@@ -103,6 +104,9 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
         found += _mixing_problems(run, network, spec)
         problems += found
         if found or run.weights is not None:
+            continue
+        if run.way == "fitted":
+            shown[run.kin] = _dry_lesson(run, bare_network(run, spec, device), teachers, spec)
             continue
         smaller = "model" if size <= DRY_SAMPLES else "`training.batch_size`"
         try:
@@ -200,6 +204,33 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
             for term in student.objective.named.values()
             for sentence in term.compared
         ],
+    )
+
+
+def _dry_lesson(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec) -> Rehearsed:
+    """What is known of a model before it is fitted, which is little: the samples decide."""
+    own = {name: teachers[name] for name in run.teachers}
+    student = fitted_of(run, dry_surroundings(run, network, own, spec, DRY_SAMPLES))
+    batch = spec.random_batch(DRY_SAMPLES).to(network.device)
+    taught = {name: teacher(batch) for name, teacher in own.items()}
+    student.hear(batch, taught)
+    return Rehearsed(
+        run=run,
+        parameters=0,
+        macs=0,
+        adapter_parameters=0,
+        teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
+        samples=DRY_SAMPLES,
+        activation_bytes=0,
+        checkpoint_bytes=0,
+        remembered_bytes=0,
+        stackable=False,
+        looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
+        table_numbers={name: said.logits[0].numel() for name, said in taught.items()},
+        step_seconds=0.0,
+        teacher_seconds=0.0,
+        terms={},
+        compared=[],
     )
 
 

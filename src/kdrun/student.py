@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,14 +43,15 @@ STEPS_A_LOOK = 100
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Where a student stopped: the first step whose term or gradient was not finite."""
+    """Why a learner stopped, and what may help; of a network, the first step whose term or gradient was not finite."""
 
-    epoch: int
-    step: int
-    term: str
+    what: str
+    cure: str
+    epoch: int = 0
+    step: int = 0
 
     def __str__(self) -> str:
-        return f"{self.term} is not finite in epoch {self.epoch + 1}, step {self.step + 1} of it"
+        return self.what
 
 
 Lesson = tuple[Batch, Mapping[str, Outputs]]
@@ -79,7 +81,7 @@ class Learner:
     """A model that is taught: what it learns from, and what became of it.
 
     ``teachers`` are what answers in the place of each teacher, ``seconds`` what it took so far, ``metrics`` its log, a
-    line an epoch; one with a ``failure`` learns no more.
+    line an epoch, ``extras`` further files to be stored with it; one with a ``failure`` learns no more.
     """
 
     def __init__(
@@ -98,6 +100,19 @@ class Learner:
         self.seconds = 0.0
         self.failure: Failure | None = None
         self.metrics: list[dict[str, Any]] = []
+        self.extras: dict[str, bytes] = {}
+
+    @property
+    def total_steps(self) -> int:
+        """The steps that it takes in all."""
+        return 1
+
+    def flush(self) -> None:
+        """Read what was left on the device, above all the ``failure`` if there is one."""
+
+    @abstractmethod
+    def selected(self) -> Frozen:
+        """What it has become: a network that is scored and stored."""
 
 
 L = TypeVar("L", bound=Learner)
@@ -157,6 +172,11 @@ class Student(Learner):
             torch.compile(MethodType(_copied(Student._answer), self)) if training.compile else self._answer
         )
         """The weighted terms of a batch and of what the teachers say of it."""
+
+    @property
+    def total_steps(self) -> int:
+        """The steps that it takes in all its epochs."""
+        return self.steps_per_epoch * self.training.epochs
 
     def step(self, batch: Batch, taught: Mapping[str, Outputs]) -> None:
         """Learn from one batch and from what the teachers say of it."""
@@ -336,7 +356,8 @@ class Student(Learner):
                 names = [n for n, v in zip(self._sums, values, strict=True) if not np.isfinite(v)]
                 epoch, step = divmod(number, self.steps_per_epoch)
                 what = f"the term '{names[0]}'" if names else "the gradient"
-                self.failure = Failure(epoch, step, what)
+                told = f"{what} is not finite in epoch {epoch + 1}, step {step + 1} of it"
+                self.failure = Failure(told, "a smaller learning rate or weight may help", epoch, step)
                 return
             for name, value in zip(self._sums, values, strict=True):
                 self._sums[name] += value

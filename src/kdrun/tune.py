@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from kdrun import config as configs
-from kdrun import rehearsal
+from kdrun import registry, rehearsal
 from kdrun.config import Config
 from kdrun.config.checks import entry_problems
 from kdrun.config.spaces import Entry, Range, Space, rounded, spaces_of, with_values
@@ -117,7 +117,9 @@ class Tuning:
         asked = self.config.experiment
         for student in asked.students:
             for entry in _entries(asked):
-                spaces = spaces_of(entry, self.config.methods[entry.name], self.training(student, entry))
+                fitted: bool = registry.MODELS[asked.students[student].model.kind].fitted
+                method, training = self.config.methods[entry.name], self.training(student, entry)
+                spaces = spaces_of(entry, method, training, fitted)
                 yield Search(student, entry, spaces)
 
     def training(self, student: str, entry: Entry) -> Training:

@@ -25,6 +25,13 @@ class Work(NamedTuple):
 WORKS = {name: Work(overrides) for name, overrides in RECIPES.items()} | {
     "one-student": Work([*RECIPES["sgd-step-clip"], "methods=[]"]),
     "two-threads": Work([*RECIPES["adamw-cosine-warmup-mixup-ema-best"], "dataset.shape=[600]"], threads=2),
+    "fitted": Work(
+        [
+            "teachers.big={model: {kind: forest, trees: 3}, cross_fit: 2}",
+            "students.small={model: {kind: tree, prune: true}}",
+            "methods=[kd, {name: asks, use: kd, training: {queries: {per_sample: 2}}}]",
+        ]
+    ),
     "stacked": Work(["training.stack=true", "students.small.model={kind: mlp, hidden: [8, 8]}"]),
     "workers": Work(
         [

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from kdrun import errors, registry
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
-from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, TeacherConfig
+from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import JointLoss, LossConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
-from kdrun.optimization import Sgd, Training, merged, stage_at
+from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at
 from kdrun.schema import as_list
 
 
@@ -31,6 +31,9 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _teacher_problems(experiment)
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            yield from _fitted_problems(model, (family, name), experiment)
     yield from _control_names(experiment)
     for name, control in experiment.controlled_by.items():
         yield from _with_tuned(control, experiment.control_path(name), experiment)
@@ -128,6 +131,41 @@ def _export_problems(expanded: Method, path: errors.Path) -> Iterable[Problem]:
         )
 
 
+def _fitted_problems(
+    model: TeacherConfig | StudentConfig, path: errors.Path, experiment: Experiment
+) -> Iterable[Problem]:
+    """What does not go with a model that is fitted at once, or with one that is not."""
+    kind, cuts = model.model.kind, getattr(model, "cross_fit", None)
+    fitted: bool = registry.MODELS[kind].fitted
+    if fitted and model.training is not None:
+        for key in sorted(model.training.model_fields_set.difference(SEEN_BY_FITTED)):
+            words = f"'{kind}' is fitted at once, so `{key}` says nothing"
+            yield Problem((*path, "training", key), words, "remove it", True)
+    if not fitted and cuts is not None:
+        words = f"'{kind}' is trained in steps, and only what is fitted at once is cross-fitted"
+        yield Problem((*path, "cross_fit"), words, "remove it", True)
+    if fitted and cuts == 1:
+        yield Problem((*path, "cross_fit"), "one part leaves nothing to fit to", "write 0, or 2 or more")
+    if getattr(model.model, "prune", False) and experiment.dataset.validation == 0:
+        words = "pruning looks at the validation share, and there is none"
+        yield Problem((*path, "model", "prune"), words, "add `validation: 0.2` to the data set")
+
+
+def _target_problems(
+    method: Method, named: object, kind: str, paths: Iterable[errors.Path]
+) -> Iterable[Problem]:
+    """Terms that a model cannot learn from that is fitted at once, and called so; nothing for others."""
+    if not registry.MODELS[kind].fitted:
+        return
+    able = ", ".join(name for name in registry.LOSSES if registry.LOSSES[name].has_target())
+    for loss, path in zip(method.losses, paths, strict=True):
+        if not registry.LOSSES[loss.kind].has_target():
+            words = (
+                f"'{loss.kind}' gives no class probabilities, and '{named}' ({kind}) learns from nothing else"
+            )
+            yield Problem(path, words, f"use {able}")
+
+
 def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
     teachers = list(experiment.teachers)
     try:
@@ -138,11 +176,16 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     yield from _term_problems(expanded, teachers, method.teacher)
     yield from _stage_problems(expanded, method, path)
     yield from _export_problems(expanded, path)
-    for student in experiment.students.values():
+    for name, student in experiment.students.items():
         training = merged(experiment.training_of(student), method.training)
         yield from _training_problems(expanded, method, path, training)
-    if method.teacher and not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
-        yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+        yield from _target_problems(expanded, name, student.model.kind, expanded.paths)
+    if not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
+        if method.teacher:
+            yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+        if method.training is not None and method.training.queries is not None:
+            words = "no term of this method looks at a teacher, who alone can say what queries are"
+            yield Problem((*path, "training", "queries"), words, "remove it", True)
 
 
 def _control_names(experiment: Experiment) -> Iterable[Problem]:
@@ -258,7 +301,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     f"there is no file '{teacher.weights}'",
                     "a path from the working folder",
                 )
-            for key in ("from_", "seeds", "training"):
+            for key in ("from_", "seeds", "training", "cross_fit"):
                 if getattr(teacher, key) is not None:
                     yield Problem(
                         (*path, key.strip("_")),
@@ -296,6 +339,7 @@ def _distilled_problems(
         return  # said of the method itself
     training = merged(experiment.training_of(teacher), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
+    found += _target_problems(expanded, path[-1], teacher.model.kind, [path] * len(expanded.losses))
     for loss in expanded.losses:
         found += _combination_problems(loss, path)
     for problem in found:

@@ -64,6 +64,10 @@ Name = Annotated[
 ]
 
 
+FOLDS = 5
+"""Of cross-fitting, where nothing is said."""
+
+
 class TeacherConfig(Schema):
     """A teacher: trained by kdrun, distilled from other teachers, or read from a file."""
 
@@ -81,6 +85,10 @@ class TeacherConfig(Schema):
     """`each`: one teacher for each student seed"""
     view: str | None = None
     """the input that it sees"""
+    cross_fit: int | None = Field(default=None, ge=0)
+    """of a model that is fitted at once (forest, svc, …), in how many parts the training set is cut: students hear of a
+    sample what a model says that was fitted without its part; 5 where nothing is said, 0 for what it says of what it
+    has seen"""
     from_: str | list[str] | None = Field(default=None, alias="from")
     """the teacher, or teachers, that it is itself distilled from"""
     method: str | None = None
@@ -90,6 +98,13 @@ class TeacherConfig(Schema):
     def sources(self) -> list[str]:
         """The teachers that it is distilled from."""
         return as_list(self.from_)
+
+    @property
+    def folds(self) -> int:
+        """Into how many parts the training set is cut for cross-fitting; 0 where it is not."""
+        if self.weights is not None or not registry.MODELS[self.model.kind].fitted:
+            return 0
+        return FOLDS if self.cross_fit is None else self.cross_fit
 
 
 class StudentConfig(Schema):

@@ -17,7 +17,7 @@ from kdrun.controls import MIXES
 from kdrun.errors import ConfigError, Problem
 from kdrun.optimization import Training
 
-LEARNING_RATE = "training.optimizer.lr"
+LEARNING_RATE, JITTER = "training.optimizer.lr", "training.queries.jitter"
 FACTOR, WEIGHT_FACTOR = 4.0, 10.0
 """How far around its own value a learning rate or a smoothing, and a weight, are tried where no range is given."""
 MOST_SMOOTHING = 0.95
@@ -26,15 +26,19 @@ EXAMPLE = f"write it as in {LEARNING_RATE}"
 Entry = MethodConfig | ControlConfig
 
 
-def spaces_of(entry: Entry, method: Method, training: Training) -> dict[str, Space]:
+def spaces_of(entry: Entry, method: Method, training: Training, fitted: bool) -> dict[str, Space]:
     """What is tuned of a method, written out as ``method`` and trained by ``training``: what it says itself.
 
-    Where it says nothing: the learning rate, the smoothing of labels, the weight of each term that looks at a teacher
-    beside other terms, and what the authors of the mix that it uses tried.
+    Where it says nothing: the learning rate, unless the model is ``fitted`` at once, the smoothing of labels, the
+    weight of each term that looks at a teacher beside other terms, the noise of queries, and what the authors of the
+    mix that it uses tried.
     """
     if entry.tune is not None:
         return dict(entry.tune)
-    spaces: dict[str, Space] = {LEARNING_RATE: _around(training.optimizer.lr, FACTOR)}
+    spaces: dict[str, Space] = {} if fitted else {LEARNING_RATE: _around(training.optimizer.lr, FACTOR)}
+    taught = any(registry.LOSSES[loss.kind].needs_teacher for loss in method.losses)
+    if training.queries is not None and training.queries.jitter and taught:
+        spaces[JITTER] = _around(training.queries.jitter, FACTOR)
     published = published_methods().get(_mix(entry) or "")
     labels = [loss.label for loss in method.losses]
     if published is not None:  # `set` calls the terms as they were published

@@ -7,6 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split
+from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split, Units
 from kdrun.data import augmentation, sampling
 from kdrun.data.augmentation import boxes
+from kdrun.data.queries import spreads_of, with_queries
 from kdrun.data.sources import Inputs, Source, Stored, Streamed, source
 from kdrun.errors import DataError
 from kdrun.memory import room_for_data
@@ -180,6 +182,7 @@ class SampleSet(Dataset):
         pieces = self._pieces(self.read())
         self._test_hash = self._hash(pieces["test"])
         if self.pictures:
+            self._white = 1.0 if getattr(pieces["train"].inputs, "dtype", None) == np.float32 else 255.0
             self._normaliser = self._picture_statistics(pieces["train"])
             self._colours = [
                 figures.flatten().repeat(self._shape[1] * self._shape[2]) for figures in self._normaliser
@@ -253,6 +256,7 @@ class SampleSet(Dataset):
         train = np.asarray(pieces["train"].inputs, np.float64)[pieces["train"].rows]
         varies = train.max(0) > train.min(0)  # rounding gives a constant column a tiny std
         scale = np.divide(1, train.std(0), out=np.zeros(train.shape[1]), where=varies)
+        self._standard = train.mean(0), scale
         tables = {
             id(inputs): ((np.asarray(inputs, np.float64) - train.mean(0)) * scale).astype(np.float32)
             for inputs, _, _ in pieces.values()
@@ -301,7 +305,11 @@ class SampleSet(Dataset):
                 if draw.mixup or draw.cutmix:
                     x, mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
                 views[view] = x
-            yield Batch(views, some.labels, some.positions, mix, number or 0, all_seen)
+            batch = Batch(views, some.labels, some.positions, mix, number or 0, all_seen)
+            if draw.queries is not None:
+                seed = derive(draw.seed, draw.purpose, "queries", epoch, step)
+                batch = with_queries(batch, draw, self._spreads, seed)
+            yield batch
 
     def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
@@ -316,7 +324,7 @@ class SampleSet(Dataset):
         1 where nothing random happens to it, the number of fixed copies where there are some, and None where every
         epoch differs.
         """
-        if draw.mixup or draw.cutmix:
+        if draw.mixup or draw.cutmix or draw.queries:
             return None
         if not self._augmentations[VIEW]:
             return 1
@@ -347,6 +355,27 @@ class SampleSet(Dataset):
             return []
         _, height, width = self._shape
         return augmentation.draw(parts, samples, (height, width), generator(seed, *purpose))
+
+    @cached_property
+    def _spreads(self) -> dict[str, Tensor]:
+        return spreads_of(self.split("train"))
+
+    def units(self, view: str) -> Units:
+        """What the numbers of a view are called and how they are measured: a table's columns, or pixels."""
+        if not self.pictures:
+            return Units(_told_apart(self.feature_names), *self._standard)
+        channels, height, width = self._shape
+        mean, std = (
+            np.repeat(figures.flatten().cpu().numpy().astype(np.float64), height * width)
+            for figures in self._normaliser
+        )
+        names = tuple(
+            f"pixel {row},{column}" + (f" of channel {channel}" if channels > 1 else "")
+            for channel in range(channels)
+            for row in range(height)
+            for column in range(width)
+        )
+        return Units(names, mean * self._white, 1 / (std * self._white))
 
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
         """The labels of a split (N,) int64; with ``given``, as the students see them.
@@ -388,6 +417,18 @@ class SampleSet(Dataset):
         values = augmentation.unit(samples).reshape(len(samples), -1)
         mean, std = self._colours
         return (values - mean).div_(std).view(samples.shape)
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of which no two are the same: the second ``width`` is ``width (2)``."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, unique = 1, name
+        while unique in found:
+            number += 1
+            unique = f"{name} ({number})"
+        found[unique] = None
+    return tuple(found)
 
 
 def _rows(drawn: Sequence[augmentation.Drawn], rows: Tensor) -> list[augmentation.Drawn]:

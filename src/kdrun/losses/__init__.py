@@ -46,6 +46,7 @@ from kdrun.losses.relations import (
     SimilarityPreserving,
 )
 from kdrun.losses.several import AdaptiveEnsemble, ConfidenceAware, ConfidenceAwareFeatures, EntropyWeighted
+from kdrun.losses.structure import SplitBalance
 from kdrun.losses.wasserstein import WassersteinFeatures, WassersteinLogits
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "SoftTargets",
     "SoftmaxRegression",
     "SolutionFlow",
+    "SplitBalance",
     "TransformedTeacher",
     "VariationalInformation",
     "VirtualTeacher",

@@ -13,9 +13,9 @@ FORMS = {1: "vectors (D)", 2: "token sequences (T, D)", 3: "maps (D, H, W)"}
 
 def with_layers(teacher: LayerTable | None, kind: str) -> LayerTable:
     """The teacher's layers; raises ``Mismatch`` where it is no network and has none."""
-    if teacher is None:
+    if teacher is None or not teacher.shapes:
         raise Mismatch(
-            f"'{kind}' compares layers, and this teacher has none",
+            f"'{kind}' compares layers, and {teacher.owner if teacher else 'this teacher'} has none",
             "use kd, dkd or dist, which see its logits only, or a teacher that is a network",
             "teacher",
         )

@@ -1,11 +1,14 @@
 """The models, by family; importing this package registers them."""
 
 from kdrun.models.external import Timm, Torchvision
+from kdrun.models.fitted import SVC, Fitted, LogisticRegression
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
 from kdrun.models.prepared import Prepared, Recipe, recipe
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
+from kdrun.models.soft_tree import SoftTree
+from kdrun.models.trees import Boosting, Forest, Tree
 from kdrun.models.vgg import VGG
 from kdrun.models.weights import load_weights, read_state
 
@@ -13,9 +16,14 @@ __all__ = [
     "CNN",
     "GRU",
     "MLP",
+    "SVC",
     "VGG",
+    "Boosting",
     "Deployed",
+    "Fitted",
+    "Forest",
     "Frozen",
+    "LogisticRegression",
     "MobileNetV2",
     "Network",
     "Prepared",
@@ -23,8 +31,10 @@ __all__ = [
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "SoftTree",
     "Timm",
     "Torchvision",
+    "Tree",
     "ViT",
     "WideResNet",
     "build",

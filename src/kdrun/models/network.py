@@ -181,8 +181,9 @@ class Frozen(Network):
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of parameters, frozen ones included and shared ones counted once."""
-    return sum(p.numel() for p in model.parameters())
+    """The number of parameters, frozen ones included and shared ones counted once; of a fitted model of all numbers."""
+    learnt = model.buffers() if getattr(model, "fitted", False) else model.parameters()
+    return sum(numbers.numel() for numbers in learnt)
 
 
 def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
@@ -192,7 +193,7 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     are not counted.
     """
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
-    device = next(shadow.parameters()).device
+    device = next(iter(shadow.state_dict().values())).device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know
     in_products = sdpa_kernel(SDPBackend.MATH)  # nor does it know all those of attention in every torch

@@ -246,18 +246,24 @@ def _load(model: Model, state: Mapping[str, Tensor], source: str) -> None:
     own = model.state_dict()
     faults = [f"'{name}' is missing" for name in own if name not in state]
     faults += [f"'{shown(name)}' {_shape(state[name])} is unexpected" for name in state if name not in own]
-    faults += [
-        f"'{name}' is {_shape(state[name])} and should be {_shape(own[name])}"
-        for name in own
-        if name in state and _shape(state[name]) != _shape(own[name])
-    ]
-    if faults:
-        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise WeightsError(
-            f"{source}: these are not the weights of this model: {', '.join(faults[:SHOWN])}{more}; "
-            "write the model that they were trained for"
-        )
-    model.load_state_dict(state)
+    if not model.fitted:  # or the sizes come with the data
+        faults += [
+            f"'{name}' is {_shape(state[name])} and should be {_shape(own[name])}"
+            for name in own
+            if name in state and _shape(state[name]) != _shape(own[name])
+        ]
+    if not faults:
+        try:
+            model.load_state_dict(state)
+            return
+        except RuntimeError as error:
+            raise_lack(error)
+            faults = [shown(" ".join(str(error).split("\n", 1)[-1].split()), 200)]
+    more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    raise WeightsError(
+        f"{source}: these are not the weights of this model: {', '.join(faults[:SHOWN])}{more}; "
+        "write the model that they were trained for"
+    )
 
 
 def _shape(value: Tensor) -> str:

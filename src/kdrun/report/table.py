@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdrun.controls import MATCHED
-from kdrun.report.words import CONFIDENCE, interval
+from kdrun.report.words import CONFIDENCE, interval, shown_zero
 
 Row = Mapping[str, Any]
 
@@ -103,7 +103,7 @@ def said(key: str, value: Any) -> str:
 
 
 def _percent(value: float | None, digits: int = 2, sign: str = "") -> str:
-    return "" if value is None else f"{100 * value:{sign}.{digits}f}"
+    return "" if value is None else f"{shown_zero(100 * value, digits):{sign}.{digits}f}"
 
 
 def _score(row: Row) -> str:

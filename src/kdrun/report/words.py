@@ -14,6 +14,9 @@ MANY = 5
 FEW_SEEDS = 5
 """Under so many the words say what could have been found at all."""
 
+BOTH_NOISES = "seeds and test samples"
+"""What the interval of a gain covers where seeds alone would be too few."""
+
 Row = Mapping[str, Any]
 
 
@@ -79,6 +82,8 @@ def _of_student(rows: Sequence[Row], alone: float | None, pairs: Sequence[Row]) 
     if len(better) > 1:
         yield from _among_the_best(better, pairs)
     yield from _against_controls(judged)
+    if any(row["gain_covers"] == BOTH_NOISES for row in judged):
+        yield "seeds of what is fitted at once may hardly differ: its verdicts allow for the test samples' noise, too"
     if len(judged) > 1:
         yield f"verdicts and p-values allow for all {len(judged)} methods (Holm), intervals for one method by itself"
     yield from _what_could_be_found(judged, alone)
@@ -199,7 +204,12 @@ def listed(names: Sequence[str]) -> str:
 
 def points(value: float, sign: str = "") -> str:
     """A difference of shares in percentage points."""
-    return f"{100 * value:{sign}.2f}"
+    return f"{shown_zero(100 * value, 2):{sign}.2f}"
+
+
+def shown_zero(value: float, digits: int) -> float:
+    """A number as it is to be shown with so many digits: nothing is -0.00."""
+    return round(value, digits) + 0.0
 
 
 def interval(both: Sequence[float], sign: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +56,18 @@ def over_seeds(differences: Sequence[float], step: float) -> Difference:
     reach = _t_bound(LEVEL, count - 1) * error
     p_value = 2 * float(special.stdtr(count - 1, -abs(middle) / error))
     return Difference(middle, (middle - reach, middle + reach), p_value, spread, count)
+
+
+def over_both(seeds: Difference, samples: Difference) -> Difference:
+    """What is left where the noise of the seeds and that of the test samples both have to be exceeded.
+
+    The larger p-value, and the wider interval, about the mean over seeds. ``samples`` is of one seed: where seeds
+    hardly differ, that is all there is.
+    """
+    shift = seeds.mean - samples.mean
+    low, high = (end + shift for end in samples.interval)
+    interval = min(low, seeds.interval[0]), max(high, seeds.interval[1])
+    return replace(seeds, interval=interval, p_value=max(seeds.p_value, samples.p_value))
 
 
 def of_mean(values: Sequence[float]) -> Interval | None:

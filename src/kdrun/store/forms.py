@@ -146,6 +146,7 @@ class Run(Form):
     folder: Place
     model: str
     teachers: dict[Word, Word]
+    fitted: bool = False
     tuning_trials: int | None = None
 
 
@@ -220,6 +221,41 @@ class Tuning(Form):
     chosen: list[Chosen]
 
 
+class Bound(Form):
+    """What a rule says of a feature."""
+
+    feature: str
+    above: Number | None
+    at_most: Number | None
+
+
+class Rule(Form):
+    """A rule of a tree."""
+
+    if_: list[Bound] = Field(alias="if")
+    then: str
+    samples: Count
+    support: Share
+    confidence: Share | None
+
+
+class Rules(Form):
+    """``rules.json``."""
+
+    features: list[str]
+    classes: list[str]
+    samples: Count
+    rules: Annotated[list[Rule], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        features, classes = set(self.features), set(self.classes)
+        for rule in self.rules:
+            if rule.then not in classes or not features.issuperset(bound.feature for bound in rule.if_):
+                raise ValueError("a rule names what is not there")
+        return self
+
+
 class Manifest(Form):
     """``manifest.json`` of a checkpoint, or of arrays that are kept to be read again."""
 
@@ -265,6 +301,7 @@ FORMS: dict[str, type[BaseModel]] = {
     "provenance.json": Provenance,
     "tuning.json": Tuning,
     "manifest.json": Manifest,
+    "rules.json": Rules,
 }
 """By the file's name; those of the index are named by fingerprints."""
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ from kdrun.store.fingerprints import first_difference
 from kdrun.store.forms import Line, fit, foreign
 from kdrun.store.shelf import Shelf
 
+FOLDS, RULES = "folds.safetensors", "rules.json"
+"""What a model that was fitted at once may have stored besides: those of its folds, and a tree as rules."""
 DEPTH = 6
 """Of the folders below that of all runs: ``EXPERIMENT/students/STUDENT/METHOD/seed-0/checkpoint-9``."""
 
@@ -63,8 +65,14 @@ class Result:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The exported weights by name; raises ``DamagedError``."""
-        weights: dict[str, np.ndarray] = self._read("weights.safetensors", safetensors.numpy.load)
-        return weights
+        return self.arrays("weights.safetensors")
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a safetensors file by name; raises ``DamagedError``, also where there is no such file."""
+        if name not in self.manifest["files"]:
+            raise foreign(self.folder / "result.json", f"no {name}")
+        arrays: dict[str, np.ndarray] = self._read(name, safetensors.numpy.load)
+        return arrays
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``."""
@@ -78,6 +86,10 @@ class Result:
         if labels.dtype.kind != "i" or labels.shape != (samples,) or not set(labels) <= set(range(classes)):
             raise foreign(self.folder / "predictions.npz", f"labels {labels.shape} {labels.dtype}")
         return arrays
+
+    def rules(self) -> dict[str, Any] | None:
+        """A tree's rules; None for anything else. Raises ``DamagedError``."""
+        return read_json(self.folder / RULES) if RULES in self.manifest["files"] else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The training's log, a line an epoch; raises ``DamagedError``."""
@@ -143,12 +155,13 @@ class Workplace:
         weights: dict[str, np.ndarray] | None,
         predictions: dict[str, np.ndarray] | None,
         metrics: list[dict[str, Any]],
+        extras: Mapping[str, bytes] = {},  # never written to
     ) -> Result:
         """Write the files and the index entry, then the manifest that makes them count.
 
-        Of a run of which only the scores are wanted, weights and predictions are not kept.
+        Of a run of which only the scores are wanted, weights and predictions are not kept. ``extras`` are more files.
         """
-        contents = {"metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics).encode()}
+        contents = {"metrics.jsonl": "".join(json.dumps(line) + "\n" for line in metrics).encode(), **extras}
         if weights is not None:
             contents["weights.safetensors"] = safetensors.numpy.save(weights)
         if predictions is not None:

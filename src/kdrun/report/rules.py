@@ -1,0 +1,178 @@
+"""A decision tree as rules: bounds merged, in the data's own units, as text and as a Python function; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdrun.errors import printable
+
+Rules = Mapping[str, Any]
+"""What ``rules.json`` holds: names of features and classes, and the rules, those of most samples first."""
+
+
+def extracted(
+    tree: Mapping[str, np.ndarray],
+    thresholds: np.ndarray,
+    features: Sequence[str],
+    classes: Sequence[str],
+    leaves: np.ndarray,
+    labels: np.ndarray,
+) -> dict[str, Any]:
+    """The rules of one tree, given by the arrays of ``models.trees.Trees`` and its thresholds (S,) in the data's units.
+
+    Splits below which all leaves say one class are left out. ``leaves`` (N,) and ``labels`` (N,) are those of the
+    training samples: a rule's support is the share of them that it is true of, its confidence the share of these that
+    are of its class.
+    """
+    feature, branches = tree["feature"], tree["branches"].reshape(-1, 2)
+    choice = tree["value"].argmax(axis=1)
+    counts = np.zeros((len(choice), len(classes)), np.int64)
+    np.add.at(counts, (leaves, labels), 1)
+    said, below = np.full(len(feature), -1), np.zeros((len(feature), len(classes)), np.int64)
+
+    def one_class(place: int) -> int:
+        """The class that all leaves below a place say, or -1."""
+        return int(choice[~place] if place < 0 else said[place])
+
+    def samples(place: int) -> np.ndarray:
+        found: np.ndarray = counts[~place] if place < 0 else below[place]
+        return found
+
+    for split in reversed(range(len(feature))):  # those below it come after it
+        left, right = branches[split]
+        below[split] = samples(left) + samples(right)
+        said[split] = one_class(left) if one_class(left) == one_class(right) else -1
+    found = []
+    open_: list[tuple[int, dict[int, tuple[float | None, float | None]]]] = [(int(tree["roots"][0]), {})]
+    while open_:
+        place, bounds = open_.pop()
+        if (chosen := one_class(place)) >= 0:
+            found.append(_rule(bounds, samples(place), chosen, len(labels), features, classes))
+            continue
+        number, threshold = int(feature[place]), float(thresholds[place])
+        above, at_most = bounds.get(number, (None, None))
+        left, right = (int(side) for side in branches[place])
+        open_.append((right, bounds | {number: (threshold, at_most)}))
+        open_.append((left, bounds | {number: (above, threshold)}))
+    found.sort(key=lambda rule: -rule["samples"])
+    return {"features": list(features), "classes": list(classes), "samples": len(labels), "rules": found}
+
+
+def _rule(
+    bounds: Mapping[int, tuple[float | None, float | None]],
+    samples: np.ndarray,
+    chosen: int,
+    total: int,
+    features: Sequence[str],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """A rule: on the way down each bound is tighter than those before it, so that the last ones say all."""
+    true_of = int(samples.sum())
+    return {
+        "if": [
+            {"feature": features[number], "above": above, "at_most": at_most}
+            for number, (above, at_most) in bounds.items()
+        ],
+        "then": classes[chosen],
+        "samples": true_of,
+        "support": true_of / total,
+        "confidence": int(samples[chosen]) / true_of if true_of else None,
+    }
+
+
+def mean_length(rules: Rules) -> float:
+    """Conditions of a rule, in the mean; one that has both bounds of a feature counts as two."""
+    lengths = [
+        sum((bound["above"] is not None) + (bound["at_most"] is not None) for bound in rule["if"])
+        for rule in rules["rules"]
+    ]
+    return sum(lengths) / len(lengths)
+
+
+def about(folder: Path, manifest: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    """What a finished tree is, and how good: its scores on the test samples, its likeness to its teachers, its size."""
+    likeness = manifest["likeness"]
+    return {
+        "run": str(folder),
+        "model": manifest["name"],
+        "method": manifest["method"],
+        "seed": manifest["seed"],
+        "test_samples": manifest["protocol"]["test_samples"],
+        "accuracy": manifest["scores"]["accuracy"],
+        "agreement": likeness and likeness["test"]["agreement"],
+        "number": len(rules["rules"]),
+        "mean_length": mean_length(rules),
+    }
+
+
+def sentence(about: Mapping[str, Any]) -> str:
+    """The same in words."""
+    who = " ".join(filter(None, (about["model"], about["method"])))
+    agreement = about["agreement"]
+    agrees = "" if agreement is None else f"agrees with its teacher on {100 * agreement:.1f} % of them, "
+    return (
+        f"{who}, seed {about['seed']}: right on {100 * about['accuracy']:.1f} % of {about['test_samples']} test "
+        f"samples, {agrees}{about['number']} rules of {about['mean_length']:.1f} conditions in the mean"
+    )
+
+
+def text(rules: Rules) -> Iterator[str]:
+    """A line for each rule."""
+    for number, rule in enumerate(rules["rules"], start=1):
+        conditions = " and ".join(_condition(bound) for bound in rule["if"])
+        right = "" if rule["confidence"] is None else f", of which {100 * rule['confidence']:.1f} % are"
+        count = f"{rule['samples']} training sample{'s' * (rule['samples'] != 1)}"
+        known = f"{count}, {100 * rule['support']:.1f} %{right}"
+        words = f"if {conditions} then {rule['then']}" if conditions else f"always {rule['then']}"
+        yield printable(f"{number}. {words}    ({known})")
+
+
+def _condition(bound: Mapping[str, Any]) -> str:
+    name, above, at_most = bound["feature"], bound["above"], bound["at_most"]
+    if above is None:
+        return f"{name} <= {_number(at_most)}"
+    if at_most is None:
+        return f"{name} > {_number(above)}"
+    return f"{_number(above)} < {name} <= {_number(at_most)}"
+
+
+def _number(value: float) -> str:
+    """As short as it can be written and read again."""
+    return repr(value).removesuffix(".0")
+
+
+def python(rules: Rules, about: str) -> str:
+    """A module with a function that needs nothing but Python; names are quoted, whatever they hold."""
+    *first, last = rules["rules"]
+    lines = [
+        f'"""{_quoted(about)}"""',
+        "",
+        f"FEATURES = {list(rules['features'])!r}",
+        f"CLASSES = {list(rules['classes'])!r}",
+        "",
+        "",
+        "def predict(row):",
+        '    """The class of a row: numbers by the names of FEATURES, or in their order."""',
+        '    if not hasattr(row, "keys"):',
+        "        row = dict(zip(FEATURES, row))",
+    ]
+    for rule in first:
+        conditions = " and ".join(_expression(bound) for bound in rule["if"])
+        lines += [f"    if {conditions}:", f"        return {rule['then']!r}"]
+    return "\n".join([*lines, f"    return {last['then']!r}", ""])
+
+
+def _quoted(about: str) -> str:
+    """What may stand in a docstring of one line."""
+    return printable(about).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _expression(bound: Mapping[str, Any]) -> str:
+    name, above, at_most = f"row[{bound['feature']!r}]", bound["above"], bound["at_most"]
+    if above is None:
+        return f"{name} <= {at_most!r}"
+    return f"{name} > {above!r}" if at_most is None else f"{above!r} < {name} <= {at_most!r}"

@@ -24,6 +24,8 @@ SHAPES = {
     "cifar10": [3, 32, 32],
     "cifar100": [3, 32, 32],
     "image-folder": [3, 32, 32],
+    "wine": [13],
+    "breast_cancer": [30],
 }
 CLASSES, BATCH, STEPS = 2, 4, 2
 
@@ -55,6 +57,7 @@ def short(path):
     few = data["dataset"].get("labels_per_class") and 1
     dataset = {"kind": "synthetic", "classes": CLASSES, "samples": BATCH * STEPS, "test_samples": 4}
     dataset |= {"shape": SHAPES[data["dataset"]["kind"]], "labels_per_class": few}
+    dataset |= {"validation": data["dataset"].get("validation", 0)}
     options = [
         f"dataset={json.dumps(dataset)}",
         "training.epochs=1",
@@ -68,7 +71,7 @@ def short(path):
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 10
+    assert len(CONFIGS) == 15
 
 
 @every_config

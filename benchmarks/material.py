@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.works import MOMENTUM, PICTURES, PLUGIN, STUDENT, TEACHER, WEIGHT_DECAY, Work
 from kdrun import models, registry
+from kdrun.assembly import has_bf16
 from kdrun.config import published_methods  # noqa: F401  (importing the config registers all components)
 from kdrun.contracts import Model
 
@@ -99,10 +100,11 @@ def _teach(teacher: Model, train: Labelled, work: Work) -> None:
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_LR, max(work.lessons, 1))
     drawn = torch.Generator().manual_seed(3)
+    native = has_bf16(torch.device("cpu"))  # where it is not, a step in bf16 takes many times as long
     for _ in range(work.lessons):
         rows = torch.randint(len(labels), (work.batch,), generator=drawn)
         x = ((pictures[rows].float().div(255) - mean) / std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native):
             said = teacher(x)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(said.float(), labels[rows]).backward()

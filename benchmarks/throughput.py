@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def _options() -> argparse.Namespace:
     add("--warm-up", type=int, help="steps before the first window (by work: 3, 10, 50)")
     add_windows(parser, rounds=5, seconds=2, steps="by work: 15, 40, 300")
     add("--pictures", type=int, help="training pictures (by work: 3840, 3840, 60000)")
+    add("--lessons", type=int, help="steps that the teacher is trained first (by work: 160, 640, 400)")
     add_data(parser)
     add("--torchdistill", type=Path, metavar="DIR", help="where torchdistill is, if it is not installed")
     options = parser.parse_args()
@@ -91,7 +93,8 @@ def _contestants(work: Work) -> dict[str, str]:
 def _measured(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of a work."""
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare(work, Path(folder), options.pictures or work.pictures, options.data)
+        taught = work if options.lessons is None else replace(work, lessons=options.lessons)
+        data = prepare(taught, Path(folder), options.pictures or work.pictures, options.data)
         tell(f"{work.title}; {data}")
         with _started(work, Path(folder), options) as contestants:
             protocol(options).run(

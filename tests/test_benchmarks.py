@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 def measured(tmp_path_factory):
     """What a run of two contestants wrote."""
     folder = tmp_path_factory.mktemp("benchmark")
-    words = "--work C --variants bare,exact --rounds 2 --steps 3 --warm-up 2 --seconds 0 --retries 0"
+    words = (
+        "--work C --variants bare,exact --rounds 2 --steps 3 --warm-up 2 --seconds 0 --retries 0 --lessons 2"
+    )
     places = ["--pictures", "256", "--data", str(folder / "nothing"), "--json", str(folder / "out.json")]
     command = [sys.executable, "-m", "benchmarks.throughput", *words.split(), *places]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -198,7 +198,11 @@ def test_an_interrupt_before_training_ends_at_once_with_130(tmp_path):
         "housekeeping.entries = entries\n"
         "cli.main()"
     )
-    assert process("status", folder=tmp_path, code=code) == (130, "", "\nSIGINT: stopped\n")
+    assert process("status", folder=tmp_path, code=code) == (
+        130,
+        "",
+        "\nSIGINT: stopped; what was finished is stored\n",
+    )
 
 
 def test_a_missing_gpu_is_one_message(monkeypatch, tiny):

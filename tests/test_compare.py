@@ -126,9 +126,12 @@ def test_seeds_that_hardly_differ_prove_nothing_of_what_is_fitted_at_once(tmp_pa
     assert (fitted["verdict"], fitted["gain_covers"]) == ("not distinguishable", "seeds and test samples")
     assert trained["gain"] == fitted["gain"] == pytest.approx(0.3)
     single = inference.over_samples(np.arange(10) < 9, np.arange(10) < 6)
-    assert fitted["p_value"] == single.p_value > trained["p_value"]
-    assert fitted["gain_interval"] == [pytest.approx(end) for end in single.interval]
-    assert fitted["gain_seeds"] == 5 and fitted["seeds_needed"] is not None
+    assert fitted["p_value"] == pytest.approx(single.p_value, abs=0.04)
+    assert fitted["p_value"] > 100 * trained["p_value"]
+    low, high = fitted["gain_interval"]
+    assert low <= 0 and high >= 0.5
+    assert fitted["gain_seeds"] == 5
+    assert fitted["seeds_needed"] is fitted["detectable"] is fitted["gap_interval"] is None
 
 
 def test_a_verdict_on_what_is_fitted_says_what_it_allows_for(tmp_path):
@@ -136,9 +139,10 @@ def test_a_verdict_on_what_is_fitted_says_what_it_allows_for(tmp_path):
     made.rows()
     told = compare.comparison(compare.materials(made.store, ["made"]))["remarks"]
     assert (
-        "seeds of what is fitted at once may hardly differ: its verdicts allow for the test samples' noise, too"
-        in told
+        "seeds of what is fitted at once may hardly differ: for a verdict a gain must exceed the noise of the test "
+        "samples, too" in told
     )
+    assert not any("would tell a difference" in line for line in told), "more seeds are no more test samples"
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path):

@@ -416,7 +416,7 @@ def rehearsed(folder, text, *options):
     (folder / "c.yaml").write_text(text)
     checked = config.read(Path("c.yaml"), options)
     dataset = assembly.open_dataset(checked)
-    rehearsal.rehearse(plan(checked, dataset), dataset.spec, torch.device("cpu"))
+    rehearsal.rehearse(plan(checked, dataset), dataset, torch.device("cpu"))
     return checked
 
 

@@ -94,7 +94,7 @@ def test_a_config_fits_its_data(path, tmp_path):
         options.append(f"dataset.root={pictures(tmp_path / 'pictures')}")
     checked = config.read(path, [*options, "seeds=[0]"])
     dataset = assembly.open_dataset(checked)
-    shown = rehearsal.rehearse(plan(checked, dataset), dataset.spec, torch.device("cpu"))
+    shown = rehearsal.rehearse(plan(checked, dataset), dataset, torch.device("cpu"))
     experiment = checked.experiment
     students = len(experiment.students) * len(checked.methods)
     assert len(shown) == len(experiment.teachers) + students

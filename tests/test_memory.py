@@ -91,7 +91,7 @@ def figures_of(text, *overrides):
     config = checked(text, *overrides)
     dataset = assembly.open_dataset(config)
     planned = plan(config, dataset)
-    shown = rehearsal.rehearse(planned, dataset.spec, CPU)
+    shown = rehearsal.rehearse(planned, dataset, CPU)
     return planned, shown, split.figures(shown)
 
 

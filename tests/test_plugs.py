@@ -573,7 +573,7 @@ def test_a_rehearsal_tries_every_term_in_its_turn():
     method = "{name: m, use: fitnet, teacher: a}"
     config = checked(with_methods(method))
     dataset = assembly.open_dataset(config)
-    shown = rehearsal.rehearse(plan(config, dataset), dataset.spec, torch.device("cpu"))
+    shown = rehearsal.rehearse(plan(config, dataset), dataset, torch.device("cpu"))
     terms = next(one.terms for one in shown if one.run.method == "m")
     assert terms.keys() == {"ce", "kd", "hint"} and all(value > 0 for value in terms.values())
 

@@ -240,7 +240,7 @@ def test_resampling_seeds_too_is_wider_where_seeds_differ():
 
 def test_swapping_predictions_is_mcnemars_test_for_accuracy():
     labels, said = predictions(3)
-    found = Resamples(labels, "accuracy").difference(said[0], said[1])
+    found = Resamples(labels, "accuracy").difference([said[0]], [said[1]])
     exact = inference.over_samples(said[0] == labels, said[1] == labels)
     assert found.mean == pytest.approx(exact.mean)
     assert found.p_value == pytest.approx(exact.p_value, abs=0.04)
@@ -264,7 +264,7 @@ def test_swapped_predictions_score_what_they_say(metric, monkeypatch):
 
     resamples, original = Resamples(labels, metric), np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Noted(original(seed)))
-    differences = resamples._swapped(said[0], said[1])
+    differences = resamples._swapped([said[0]], [said[1]])
     differs = said[0] != said[1]
     for swap, difference in zip(swaps[0][:20], differences[:20], strict=True):
         swapped = np.zeros(len(labels), bool)
@@ -277,7 +277,7 @@ def test_swapped_predictions_score_what_they_say(metric, monkeypatch):
 
 def test_two_runs_that_say_the_same_differ_by_nothing():
     labels, said = predictions(5)
-    found = Resamples(labels, "macro-f1").difference(said[0], said[0])
+    found = Resamples(labels, "macro-f1").difference([said[0]], [said[0]])
     assert (found.mean, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -285,7 +285,7 @@ def test_swapping_predictions_raises_as_many_false_alarms_as_it_says():
     alarms = 0
     for seed in range(30):
         labels, said = predictions(100 + seed, samples=80)
-        alarms += Resamples(labels, "macro-f1").difference(said[0], said[1]).p_value < inference.LEVEL
+        alarms += Resamples(labels, "macro-f1").difference([said[0]], [said[1]]).p_value < inference.LEVEL
     assert alarms <= 5, "1.5 of 30 are expected; more than 5 come in one case of 200"
 
 
@@ -444,8 +444,37 @@ def test_a_gap_of_three_spreads_is_found(seeds, methods):
 
 def test_both_noises_leave_the_larger_p_value_and_the_wider_interval():
     seeds = inference.Difference(0.2, (0.1, 0.3), 0.01, 0.05, 5)
-    samples = inference.Difference(0.25, (0.0, 0.3), 0.2, None, 1)
-    both = inference.over_both(seeds, samples)
-    assert both == inference.Difference(0.2, (pytest.approx(-0.05), 0.3), 0.2, 0.05, 5)
+    samples = inference.Difference(0.2, (-0.05, 0.25), 0.2, None, 1)
+    assert inference.over_both(seeds, samples) == inference.Difference(0.2, (-0.05, 0.3), 0.2, 0.05, 5)
     narrow = inference.Difference(0.2, (0.19, 0.21), 1e-6, None, 1)
     assert inference.over_both(seeds, narrow) == seeds
+
+
+def test_equal_seeds_are_one_run_to_the_noise_of_samples():
+    draw = np.random.default_rng(0)
+    labels, (ours, theirs) = draw.integers(3, size=80), draw.integers(3, size=(2, 80))
+    for metric in ("accuracy", "macro-f1"):
+        resamples = Resamples(labels, metric)
+        single = resamples.difference([ours], [theirs])
+        assert resamples.difference([ours] * 4, [theirs] * 4) == single
+
+
+def test_no_seed_is_preferred_where_samples_are_the_noise():
+    draw = np.random.default_rng(1)
+    labels, said = draw.integers(2, size=60), draw.integers(2, size=(6, 60))
+    resamples = Resamples(labels, "accuracy")
+    ours, theirs = [*said[:3]], [*said[3:]]
+    found = resamples.difference(ours, theirs)
+    again = resamples.difference(ours[::-1], theirs[::-1])
+    assert found.mean == pytest.approx(again.mean) and found.p_value == again.p_value
+    right = (said == labels).mean(axis=1)
+    assert found.mean == pytest.approx(right[:3].mean() - right[3:].mean())
+
+
+def test_methods_that_do_not_differ_are_seldom_told_apart_by_samples():
+    draw, alarms, trials = np.random.default_rng(2), 0, 200
+    for _ in range(trials):
+        labels = draw.integers(2, size=50)
+        said = [np.where(draw.random(50) < 0.8, labels, 1 - labels) for _ in range(4)]
+        alarms += Resamples(labels, "accuracy").difference(said[:2], said[2:]).p_value < inference.LEVEL
+    assert alarms <= 0.08 * trials

@@ -187,7 +187,7 @@ def make_student(
         return batch.with_labels(labels.to(device)[batch.index])
 
     def survey(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
-        return ((as_seen(batch), teacher(batch)) for batch in dataset.split("train"))
+        return ((as_seen(batch), teacher.of_training(batch)) for batch in dataset.split("train"))
 
     dry = as_seen(next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device))
     around = Surroundings(

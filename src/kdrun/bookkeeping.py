@@ -34,7 +34,9 @@ from kdrun.statistics.scores import all_scores, details
 from kdrun.store import Result, Store, Workplace
 from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.lock import locked
+from kdrun.store.runs import RULES
 from kdrun.student import Learner, Student
+from kdrun.trees import rules_of
 
 CHECKPOINT_SECONDS = "KDRUN_CHECKPOINT_SECONDS"
 """In the environment: the time between two checkpoints; 0 writes one after every step."""
@@ -193,7 +195,9 @@ class Seat:
             "protocol": self._protocol(len(predictions["labels"])),
             "train_seconds": self.student.seconds if learnt else 0.0,
         }
-        extras = self.student.extras if learnt else {}
+        extras = dict(self.student.extras) if learnt else {}
+        if isinstance(network.model, models.Tree):
+            extras[RULES] = rules_of(network, self.dataset)
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True
         return None

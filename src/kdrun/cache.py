@@ -91,6 +91,11 @@ class Faculty:
         """Set the ``teachers`` of all students, whose runs are given."""
         small = {student for student, own in students.items() if self._can_look_up(student, own)}
         for run in self.teachers:
+            if run.way == "read" and self.teachers[run].model.fitted:
+                self.console.say_once(
+                    f"the teacher '{run.name}' is read from its weights and not cross-fitted: of samples that it was "
+                    "fitted to it may say hardly more than their labels"
+                )
             pupils = [
                 Pupil(student, name, student.objective.wants(name))
                 for student, own in students.items()

@@ -69,9 +69,11 @@ class Checked:
         lines = []
         for one in self.rehearsed:
             terms = ", ".join(f"{name} {value:.3g}" for name, value in one.terms.items())
-            if one.run.way == "fitted":  # its size and its time, the samples decide
-                name, method = one.run.name, one.run.method or "teacher"
-                lines.append([name, method, *[""] * 5, str(self.todo[one.run.kin]), "", "fitted at once"])
+            if one.run.way == "fitted":  # the samples decide its size and its time
+                name, method, most = one.run.name, one.run.method or "teacher", f"≤ {one.parameters:,}"
+                lines.append(
+                    [name, method, most, *[""] * 4, str(self.todo[one.run.kin]), "", "fitted at once"]
+                )
                 continue
             lines.append(
                 [
@@ -158,7 +160,7 @@ def check(config: Config, store: Store, say: Callable[[str], None], on_device: b
     device = resolve_device(config.experiment.device)
     dataset = open_dataset(config)
     planned = plan(config, dataset)
-    rehearsed = rehearse(planned, dataset.spec, device, whole_batches=True)
+    rehearsed = rehearse(planned, dataset, device, whole_batches=True)
     if dataset.at_hand:
         load(config, dataset, device if on_device else torch.device("cpu"), store.shelf, say)
     unfinished = [

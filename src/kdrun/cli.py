@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 Format = Literal["text", "md", "csv", "json", "latex"]
 
+NAMED = 3
+"""Runs that a message names."""
 NEIGHBOURS = Neighbours()
 """What other processes work from the start of this one on, above all while it loads torch."""
 
@@ -790,17 +793,32 @@ def rules(
 
 
 def _without_rules(run: Path, result: Result | None, store: Store) -> str:
-    """What is said of a run that has no rules, and which ones have."""
+    """What is said of a run that has no rules, and which ones have: those below it, or its nearest."""
+    if result is not None:
+        kind = result.manifest["inputs"]["model"]["kind"]
+        what = f"is of '{kind}', and rules are of one tree: a student `model: tree` that it teaches has some"
+    else:
+        places = [place for place in (run, store.root / run) if place.is_dir()]
+        unfinished = any((place / "begun.json").is_file() for place in places)
+        what = "is not finished; the command that began it goes on with it" if unfinished else "is no run"
+        what = what if places else "there is no such folder"
+
+    def near(folder: Path) -> int:
+        return -max(_shared(folder, run), _shared(folder, store.root / run))
+
     having = [
         folder
-        for folder in store.folders()
+        for folder in sorted(store.folders(), key=near)
         if (other := store.result(folder)) is not None and other.rules() is not None
     ]
-    shown_ = ", ".join(map(str, having[:10])) + (f" and {len(having) - 10} more" if len(having) > 10 else "")
-    what = "is no finished run" if result is None else "is no tree, and rules are of one tree"
-    return (
-        f"{run}: {what}; {f'runs with rules: {shown_}' if having else f'no run under {store.root} has any'}"
-    )
+    some = ", ".join(map(str, having[:NAMED])) + f" and {len(having) - NAMED} more" * (len(having) > NAMED)
+    return f"{run}: {what}; {f'runs with rules: {some}' if having else f'no run under {store.root} has any'}"
+
+
+def _shared(one: Path, other: Path) -> int:
+    """How many folders from the top two places have in common."""
+    both = zip(one.parts, other.parts, strict=False)
+    return sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], both))
 
 
 @app.command(epilog="Example: kdrun status")

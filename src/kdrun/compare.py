@@ -365,7 +365,7 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
         row = rows[method]
         row["gain"], row["gain_interval"] = difference.mean, list(difference.interval)
         row["gain_covers"] = "test samples" if difference.spread is None else "seeds"
-        if family[method][0].get("fitted") and difference.spread is not None:
+        if _fitted(family[method]) and difference.spread is not None:
             row["gain_covers"] = BOTH_NOISES
         row["gain_seeds"] = difference.seeds
         row["gap_closed"], row["gap_interval"] = _share_of_gap(part, family[method], control)
@@ -380,10 +380,16 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
     for (method, difference), p_value in zip(tested.items(), adjusted, strict=True):
         row = rows[method]
         row["p_value"], row["verdict"] = p_value, inference.verdict(difference.mean, p_value)
-        if difference.spread is not None:
+        if row["gain_covers"] == "seeds":  # of the others' noise, more seeds would take a part only
+            assert difference.spread is not None
             if row["verdict"] == "not distinguishable":
                 row["seeds_needed"] = inference.seeds_needed(difference.mean, difference.spread, len(tested))
             row["detectable"] = inference.detectable(_pooled(tested.values()), difference.seeds, len(tested))
+
+
+def _fitted(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether runs are of a model that is fitted at once."""
+    return bool(runs[0].get("fitted"))
 
 
 def _set_against_controls(part: Material, family: Family, rows: Mapping[str, Row]) -> None:
@@ -437,9 +443,10 @@ def _difference(
         return _single_difference(part, (pairs[0][0],), (pairs[0][1],))
     differences = [part.score(own) - part.score(other) for own, other in pairs]
     found = inference.over_seeds(differences, part.step)
-    if not runs[0].get("fitted"):
+    if not _fitted(runs):
         return found
-    return inference.over_both(found, _single_difference(part, (pairs[0][0],), (pairs[0][1],)))
+    ours, theirs = ([part.predicted(run) for run in of] for of in zip(*pairs, strict=True))
+    return inference.over_both(found, part.resamples.difference(ours, theirs))
 
 
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:
@@ -447,7 +454,7 @@ def _single_difference(part: Material, own: Sequence[str], other: Sequence[str])
     ours, theirs = part.predicted(*own), part.predicted(*other)
     if part.metric == "accuracy":
         return inference.over_samples(ours == part.labels, theirs == part.labels)
-    return part.resamples.difference(ours, theirs)
+    return part.resamples.difference([ours], [theirs])
 
 
 def _share_of_gap(
@@ -467,7 +474,9 @@ def _share_of_gap(
     gaps = [part.score(*teacher) - part.score(other) for _, other, teacher in pairs]
     if len(pairs) > 1:
         interval = inference.share_of_gap(gains, gaps, part.step)
-        return (sum(gains) / sum(gaps), list(interval)) if interval else (None, None)
+        if interval is None:
+            return None, None
+        return sum(gains) / sum(gaps), None if _fitted(runs) else list(interval)  # it covers seeds only
     [(_, other, teacher)] = pairs
     gap = _single_difference(part, teacher, (other,))
     return (gains[0] / gaps[0] if gap.interval[0] > 0 else None), None

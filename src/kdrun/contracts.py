@@ -128,6 +128,7 @@ class Units:
     """What a view's numbers (F,), flattened, are called, and how those who made the data measure them.
 
     A model sees ``(raw - offset) * scale`` as float32, both (F,) float64; a number of scale 0 is always seen as 0.
+    What ``seen`` gives is that to the bit, and rises.
     """
 
     names: tuple[str, ...]
@@ -366,7 +367,7 @@ class Loss(Component, nn.Module):
         return self.forward(student, teacher, batch)
 
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
-        """Class probabilities (B, C) that minimise the loss, rows of zeros where any will do.
+        """Class probabilities (B, C) that minimise the loss; a row's sum is how much of its sample it looks at.
 
         A loss that does not define it has none, and nothing that is fitted without gradients can learn from it.
         """
@@ -456,8 +457,7 @@ class Draw:
     ``labels`` says whose labels are seen: all, or only the ``labels_per_class`` that students see.
     ``labelled_only`` draws from the labelled samples only. ``mixup`` and ``cutmix`` are the α of their Beta
     distributions, 0 for none; with both, each batch is mixed in one of the two ways. Batches have their share
-    of ``queries``, or nothing else where these are ``only_queries``. ``purpose`` keeps the orders of teachers and
-    students apart.
+    of ``queries``. ``purpose`` keeps the orders of teachers and students apart.
     """
 
     seed: int
@@ -467,7 +467,6 @@ class Draw:
     mixup: float = 0.0
     cutmix: float = 0.0
     queries: Queries | None = None
-    only_queries: bool = False
     purpose: str = "student"
 
 
@@ -530,11 +529,20 @@ class Dataset(Component, ABC):
 
     @abstractmethod
     def steps(self, draw: Draw) -> int:
-        """Batches an epoch; the same for every draw of one batch size."""
+        """Batches an epoch; the same for every draw of one batch size, and known before loading."""
+
+    @property
+    def training_samples(self) -> int:
+        """How many there are, known before loading."""
+        return self.steps(Draw(seed=0, batch_size=1))
 
     @abstractmethod
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from step ``first`` on, augmented, on the device."""
+
+    @abstractmethod
+    def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
+        """A query for each training sample, in any order: the ``number``-th round of those that a draw asks."""
 
     @abstractmethod
     def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:

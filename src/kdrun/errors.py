@@ -137,8 +137,8 @@ def shown(text: object, most: int = 100) -> str:
 def did_you_mean(name: object, known: Iterable[str], list_all: bool = True) -> str:
     """The nearest of the ``known`` names, and the list of them: ``did you mean 'kd'? known: at, ce, kd``.
 
-    Nearest are all that begin with the name or are one slip away from it, or else the one that it begins with or
-    is most like.
+    Nearest are all that begin with the name or are one slip away from it, or else the one that it begins or ends with
+    or is most like.
     """
     names = sorted(set(known))
     parts = []
@@ -160,6 +160,8 @@ def _nearest(name: str, names: list[str]) -> list[str]:
         return begun + sorted(slips, key=lambda n: -_likeness(wanted, plain[n]))
     if beginnings := [n for n in names if wanted.startswith(f"{plain[n]}-")]:
         return [max(beginnings, key=len)]
+    if ends := [n for n in names if wanted.endswith(f"-{plain[n]}")]:
+        return [max(ends, key=len)]
     like = difflib.get_close_matches(wanted, plain.values(), n=1, cutoff=0.55)
     return [n for n in names if plain[n] in like][:1]
 

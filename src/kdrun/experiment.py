@@ -48,7 +48,7 @@ class Experiment:
     def carry_out(self, wanted: Plan) -> None:
         """Train what of a plan is not finished, group by group, each in parts that fit into the memory."""
         spec, todo = self.dataset.spec, [run for run in wanted.runs if self.finished(run) is None]
-        rehearsed = rehearsal.rehearse(wanted, spec, self.device) if todo else []
+        rehearsed = rehearsal.rehearse(wanted, self.dataset, self.device) if todo else []
         self.console.say_once(*(sentence for one in rehearsed for sentence in one.compared))
         if todo:
             assembly.load(self.config, self.dataset, self.device, self.store.shelf, self.console.say)

@@ -63,7 +63,9 @@ def _leave(number: int) -> None:
     """End the process at once, with a word; a bar that it cuts off had hidden the cursor of the terminal."""
     cursor = SHOW_CURSOR if os.isatty(2) else ""
     with suppress(OSError):  # whoever read it may be gone
-        os.write(2, f"{cursor}\n{signal.Signals(number).name}: stopped\n".encode())
+        os.write(
+            2, f"{cursor}\n{signal.Signals(number).name}: stopped; what was finished is stored\n".encode()
+        )
     os._exit(128 + number)
 
 

@@ -99,7 +99,7 @@ class Term(nn.Module):
         return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows))
 
     def target(self, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
-        """The class probabilities (B, C) that minimise it, rows of zeros for samples that it does not look at.
+        """The class probabilities (B, C) that minimise it; a row's sum is how much of its sample it looks at.
 
         Only terms of a loss that ``has_target`` are asked.
         """
@@ -306,15 +306,14 @@ class Objective(nn.Module):
     def target(self, taught: Mapping[str, Outputs], batch: Batch, weights: Mapping[str, float]) -> Tensor:
         """The class probabilities (B, C) that the terms want together; rows of zeros for samples that none looks at.
 
-        For each sample they are the mean of what the terms want that look at it, by their weights.
+        For each sample they are the mean of what the terms want that look at it, by their weights and by how much of
+        it they look at.
         """
         wanted = torch.stack([term.target(taught, batch) for term in self.named.values()])
-        looks = (wanted.sum(dim=2) > 0).to(wanted.dtype)
-        shares = (
-            looks * torch.tensor(list(weights.values()), dtype=wanted.dtype, device=wanted.device)[:, None]
-        )
-        total = shares.sum(dim=0)
-        return torch.einsum("tb,tbc->bc", shares, wanted) / torch.where(total > 0, total, 1)[:, None]
+        factors = torch.tensor(list(weights.values()), dtype=wanted.dtype, device=wanted.device)
+        together = torch.einsum("t,tbc->bc", factors, wanted)
+        total = together.sum(dim=1, keepdim=True)
+        return together / torch.where(total > 0, total, 1)
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name, unsummed."""

@@ -223,6 +223,7 @@ def plan(config: Config, dataset: Dataset) -> Plan:
             own = [
                 _student_run(config, name, student, method, seed, data, teachers)
                 for method in config.methods.values()
+                if not (method.matches_cost and registry.MODELS[student.model.kind].fitted)
             ]
             runs += _costs_matched(own, config, dataset.spec)
     return Plan(config, runs)
@@ -232,11 +233,10 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     """A student's runs of one seed, with the epochs of those that are to cost what the dearest other one costs.
 
     Counted are multiply-accumulates: three passes of the student for each sample of a step, and one of each of its
-    teachers for each view that it is shown; not the losses', nor their adapters'.
+    teachers for each view that it is shown; not the losses', nor their adapters', nor what a teacher costs that is
+    fitted at once, since only its samples decide that.
     """
-    matching = [
-        run for run in runs if config.methods[run.method or ALONE].matches_cost and run.way == "trained"
-    ]
+    matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:
         costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
         dearest = max((cost for run, cost in costs.items() if run.method not in CONTROLS), default=0)

@@ -98,6 +98,10 @@ class StandIn(Dataset):
         else:
             yield from [self._rows(draw.batch_size)] * (self.steps(draw) - first)
 
+    def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
+        """Nothing: only what is fitted at once asks for them so, and that has no steps."""
+        raise AssertionError("what is fitted at once has no steps to profile")
+
     def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
         """The first batch."""
         if self.at_hand:
@@ -364,6 +368,8 @@ class Group:
         if self.dataset.copies(student.draw) is not None:
             return "`training.cache: true` lets it be looked up, which saves nearly all of that"
         augmentation = getattr(self.dataset.config, "augmentation", None)
+        if student.draw.queries is not None:
+            return None  # they differ in every step, and are what was asked for
         mixed = student.draw.mixup or student.draw.cutmix
         if not student.training.cache or mixed or student.draw.labels == "all" or not augmentation:
             return None

@@ -140,8 +140,8 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
 
     Latency is of one sample; throughput of as many as take about a tenth of a second by that, up to 256.
     """
-    wanted = {model_key(run, spec): run for run in plan.runs if run.way != "fitted"}
-    fitted = {model_key(run, spec): run for run in plan.runs if run.way == "fitted"}
+    fitted = {model_key(run, spec): run for run in plan.runs if registry.MODELS[run.model.kind].fitted}
+    wanted = {key: run for run in plan.runs if (key := model_key(run, spec)) not in fitted}
     results = {
         key: store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
         for key, run in fitted.items()

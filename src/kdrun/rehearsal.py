@@ -21,7 +21,7 @@ from kdrun.assembly import (
     from_file,
     student_of,
 )
-from kdrun.contracts import Spec
+from kdrun.contracts import Dataset, Spec
 from kdrun.errors import Mismatch, OutOfMemory, Path, Problem, WeightsError
 from kdrun.evaluate import wait_for
 from kdrun.memory import watched
@@ -30,9 +30,14 @@ from kdrun.objective import Surroundings, build_term
 from kdrun.plan import Kin, Plan, Run
 from kdrun.stack import why_not
 from kdrun.taps import LayerTable
+from kdrun.trees import rounds_of
 
 MOST_SAMPLES = 4096
 """Samples of the largest batch that a step is tried with."""
+FLOAT_BYTES = 4
+INPUTS_HELD, TARGETS_HELD = 2, 4
+"""How often the samples that a fit is shown are in memory, and what is wanted of each: here, in a part of them, and in
+float64."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Rehearsed:
     Sizes (of a checkpoint in bytes, and what its losses remember of each training sample), seconds of its step and its
     teachers' passes, weighted terms, and which layers are compared with which; whether it takes its steps together with
     others that are ``stackable``, and whether what its losses look at can be ``looked_up`` where the samples allow it,
-    in tables of so many numbers a sample. Of what is fitted at once sizes and seconds are 0, for nobody knows them.
+    in tables of so many numbers a sample. Of what is fitted at once the sizes are the largest that there can be, and
+    seconds are 0, for nobody knows them.
     """
 
     run: Run
@@ -63,12 +69,15 @@ class Rehearsed:
     compared: list[str]
 
 
-def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool = False) -> list[Rehearsed]:
+def rehearse(
+    plan: Plan, dataset: Dataset, device: torch.device, whole_batches: bool = False
+) -> list[Rehearsed]:
     """Build every model and every loss and take one step of each run on random inputs.
 
     Raises ``ConfigError`` with every layer, shape and file that does not fit, before anything is trained or
     downloaded. ``whole_batches`` takes the steps at the config's batch sizes, for an estimate of time.
     """
+    spec = dataset.spec
     problems: list[Problem] = []
     teachers: dict[str, Frozen] = {}
     shown: dict[Kin, Rehearsed] = {}
@@ -106,12 +115,12 @@ def rehearse(plan: Plan, spec: Spec, device: torch.device, whole_batches: bool =
         if found or run.weights is not None:
             continue
         if run.way == "fitted":
-            shown[run.kin] = _dry_lesson(run, bare_network(run, spec, device), teachers, spec)
+            shown[run.kin] = _dry_lesson(run, bare_network(run, spec, device), teachers, shown, dataset)
             continue
         smaller = "model" if size <= DRY_SAMPLES else "`training.batch_size`"
         try:
             with _memory_told(run, f"in a step of {size} samples; write a smaller {smaller}"):
-                shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, spec, size)
+                shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, shown, spec, size)
         except ValueError as error:  # BatchNorm refuses a batch of one
             problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
     if problems:
@@ -161,7 +170,14 @@ def _mixing_problems(run: Run, network: Network, spec: Spec) -> Iterable[Problem
         yield Problem(run.path, words, "use mixup")
 
 
-def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec, size: int) -> Rehearsed:
+def _dry_step(
+    run: Run,
+    network: Network,
+    teachers: Mapping[str, Frozen],
+    known: Mapping[Kin, Rehearsed],
+    spec: Spec,
+    size: int,
+) -> Rehearsed:
     own = {name: teachers[name] for name in run.teachers}
     student = student_of(run, dry_surroundings(run, network, own, spec, size), steps=2)
     batch = spec.random_batch(size).to(network.device)
@@ -180,7 +196,7 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
         parameters=models.parameters(student.exportable),
         macs=models.macs(student.exported().model, spec.shapes[network.view]),
         adapter_parameters=sum(p.numel() for p in student.objective.parameters()),
-        teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
+        teacher_parameters=_of_teachers(run, own, known),
         samples=size,
         activation_bytes=activation_bytes,
         checkpoint_bytes=student.checkpoint({}).bytes,
@@ -207,21 +223,30 @@ def _dry_step(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: 
     )
 
 
-def _dry_lesson(run: Run, network: Network, teachers: Mapping[str, Frozen], spec: Spec) -> Rehearsed:
-    """What is known of a model before it is fitted, which is little: the samples decide."""
-    own = {name: teachers[name] for name in run.teachers}
+def _dry_lesson(
+    run: Run,
+    network: Network,
+    teachers: Mapping[str, Frozen],
+    known: Mapping[Kin, Rehearsed],
+    dataset: Dataset,
+) -> Rehearsed:
+    """What is known of a model before it is fitted: how large it is at most, and the fit with it."""
+    own, spec = {name: teachers[name] for name in run.teachers}, dataset.spec
     student = fitted_of(run, dry_surroundings(run, network, own, spec, DRY_SAMPLES))
+    student.begin(DRY_SAMPLES)
     batch = spec.random_batch(DRY_SAMPLES).to(network.device)
     taught = {name: teacher(batch) for name, teacher in own.items()}
     student.hear(batch, taught)
+    shown_samples = sum(one.samples for one in rounds_of(dataset, run.draw, run.training.epochs))
+    numbers = INPUTS_HELD * student.fitted.inputs + TARGETS_HELD * spec.classes
     return Rehearsed(
         run=run,
-        parameters=0,
+        parameters=student.fitted.most_numbers(shown_samples),
         macs=0,
         adapter_parameters=0,
-        teacher_parameters={name: models.parameters(teacher.model) for name, teacher in own.items()},
-        samples=DRY_SAMPLES,
-        activation_bytes=0,
+        teacher_parameters=_of_teachers(run, own, known),
+        samples=run.training.batch_size,
+        activation_bytes=FLOAT_BYTES * numbers * shown_samples,
         checkpoint_bytes=0,
         remembered_bytes=0,
         stackable=False,
@@ -232,6 +257,16 @@ def _dry_lesson(run: Run, network: Network, teachers: Mapping[str, Frozen], spec
         terms={},
         compared=[],
     )
+
+
+def _of_teachers(run: Run, own: Mapping[str, Frozen], known: Mapping[Kin, Rehearsed]) -> dict[str, int]:
+    """The parameters of each of its teachers; of one that is fitted at once, at most, with those of its folds."""
+    return {
+        name: (1 + teacher.folds) * known[teacher.kin].parameters
+        if teacher.way == "fitted"
+        else models.parameters(own[name].model)
+        for name, teacher in run.teachers.items()
+    }
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:

@@ -13,8 +13,8 @@ from kdrun.errors import StoreError
 from kdrun.machine import told_size
 from kdrun.models import parameters
 from kdrun.plan import Plan, Run
-from kdrun.rehearsal import Rehearsed
-from kdrun.split import FLOAT_BYTES, Figures, figures
+from kdrun.rehearsal import FLOAT_BYTES, Rehearsed
+from kdrun.split import Figures, figures
 from kdrun.store import Store
 from kdrun.store.checkpoints import KEPT
 from kdrun.store.housekeeping import size_of
@@ -63,7 +63,7 @@ def _result_bytes(run: Run, known: Figures, dataset: Dataset) -> int:
     if run.trial is not None:
         return SMALL_BYTES + _log_bytes(run, known)
     if run.kin in known:
-        numbers = known[run.kin].parameters
+        numbers = (1 + run.folds) * known[run.kin].parameters
     else:  # its weights are given
         numbers = parameters(finished_network(run, dataset.spec, torch.device("cpu")).model)
     numbers += (dataset.spec.classes + 4) * len(dataset.labels("test"))

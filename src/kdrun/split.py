@@ -12,9 +12,8 @@ from kdrun.errors import OutOfMemory, TrainingError
 from kdrun.machine import told_size
 from kdrun.optimization import Training
 from kdrun.plan import Kin, Run
-from kdrun.rehearsal import Rehearsed
+from kdrun.rehearsal import FLOAT_BYTES, Rehearsed
 
-FLOAT_BYTES = 4
 COPIES = 4
 """Of each weight while it trains: itself, its gradient and up to two of the optimizer's."""
 TEACHER_COPIES = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Plugs:
     momentum_gap: float | None = None
 
 
-class Learner:
+class Learner(ABC):
     """A model that is taught: what it learns from, and what became of it.
 
     ``teachers`` are what answers in the place of each teacher, ``seconds`` what it took so far, ``metrics`` its log, a
@@ -107,6 +107,7 @@ class Learner:
         """The steps that it takes in all."""
         return 1
 
+    @abstractmethod
     def flush(self) -> None:
         """Read what was left on the device, above all the ``failure`` if there is one."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import get_args
 
 import numpy as np
 import safetensors.numpy
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kdrun.console import Console
-from kdrun.contracts import Batch, Dataset, Draw, Outputs
+from kdrun.contracts import Batch, Dataset, Draw, Outputs, Split
 from kdrun.errors import TrainingError, shown
-from kdrun.evaluate import not_finite, paused, predict
+from kdrun.evaluate import not_finite, paused
 from kdrun.machine import raise_lack
 from kdrun.models import Fitted, Frozen, Network, Tree
 from kdrun.models.folds import arrays_of_folds, dealt
@@ -25,9 +27,8 @@ from kdrun.objective import Objective
 from kdrun.optimization import Training
 from kdrun.randomness import derive, seed_device
 from kdrun.report import rules
-from kdrun.statistics.scores import ensemble
 from kdrun.store.files import sealed
-from kdrun.store.runs import FOLDS, RULES
+from kdrun.store.runs import FOLDS
 from kdrun.student import Failure, Learner, Plugs, lessons_of
 
 CHUNK = 512
@@ -59,18 +60,26 @@ class FittedStudent(Learner):
         self.fitted: Fitted = network.model
         self.masters, self.folds = masters, folds
         self._weights = objective.mean_weights(training.epochs, plugs.stages)
-        self._wanted: list[np.ndarray] = []
+        self._wanted = np.empty((0, self.fitted.classes), np.float32)
+        self._heard = 0
+
+    def begin(self, samples: int) -> None:
+        """Make room for what is wanted of so many samples at most."""
+        self._wanted = np.empty((samples, self.fitted.classes), np.float32)
+        self._heard = 0
 
     def hear(self, batch: Batch, taught: Mapping[str, Outputs]) -> None:
         """Remember what is wanted of the samples of a batch; raises ``TrainingError`` where that is not finite."""
         began = time.perf_counter()
+        seed_device(derive(self.draw.seed, "lesson", self._heard), self.network.device)
         wanted = self.objective.target(taught, batch, self._weights).detach()
         if samples := not_finite(wanted, batch):
             raise TrainingError(
                 f"{self.title}: what a teacher says is not finite for the training samples {samples}; mend the data or "
                 "the teacher's weights"
             )
-        self._wanted.append(wanted.cpu().numpy())
+        self._wanted[self._heard : self._heard + len(batch)] = wanted.cpu().numpy()
+        self._heard += len(batch)
         self.seconds += time.perf_counter() - began
 
     def fit(self, x: np.ndarray, index: np.ndarray, dataset: Dataset, say: Callable[[str], None]) -> None:
@@ -79,85 +88,111 @@ class FittedStudent(Learner):
         ``index`` (N,) are their places in the training set. Where scikit-learn cannot fit it, that is a failure.
         """
         began = time.perf_counter()
-        targets = np.concatenate(self._wanted)
-        self._wanted.clear()
+        targets, self._wanted = self._wanted[: self._heard], self._wanted[:0]
         if not (rows := targets.any(axis=1)).all():
             x, targets, index = x[rows], targets[rows], index[rows]
         if not len(x):
             self.failure = Failure("its terms want nothing of any sample", "give them labels, or a teacher")
             return
-        say(f"{self.title}: fitted to {len(x):,} samples")
+        say(f"{self.title}: fitting it to {len(x):,} samples")
         seed = derive(self.draw.seed, self.draw.purpose, "fit") % 2**32
+        held_out = self._held_out(dataset)
         try:
             with _warnings_told(self.title, say):
-                self.fitted.cpu().fit(x, targets, seed, torch.get_num_threads())
+                self._fit(self.fitted.cpu(), x, targets, seed, held_out)
                 if self.folds:
-                    self._cross_fit(dataset, x, targets, index, seed)
+                    self._cross_fit(dataset, x, targets, index, seed, held_out)
         except ValueError as error:
             raise_lack(error)
             told = f"scikit-learn cannot fit it to these samples: {shown(error, 300)}"
             self.failure = Failure(told, "give it more samples, or other options")
             return
         if isinstance(self.fitted, Tree):
-            if self.fitted.config.prune:
-                self._prune(self.fitted, dataset)
-            self._write_rules(self.fitted, dataset, x)
+            self.fitted.make_readable(x, dataset.units(self.network.view))
         self.fitted.to(self.network.device)
         self.seconds += time.perf_counter() - began
 
-    def _cross_fit(
-        self, dataset: Dataset, x: np.ndarray, targets: np.ndarray, index: np.ndarray, seed: int
+    def _fit(
+        self, model: Fitted, x: np.ndarray, targets: np.ndarray, seed: int, held_out: HeldOut | None
     ) -> None:
-        fold = dealt(dataset.labels("train"), self.folds, seed)
+        model.fit(x, targets, seed, torch.get_num_threads())
+        if held_out is not None:
+            assert isinstance(model, Tree)
+            prune(model, *held_out)
+
+    def _cross_fit(
+        self,
+        dataset: Dataset,
+        x: np.ndarray,
+        targets: np.ndarray,
+        index: np.ndarray,
+        seed: int,
+        held_out: HeldOut | None,
+    ) -> None:
+        labels = dataset.labels("train")
+        fold = dealt(labels, min(self.folds, len(labels)), seed)
         states = []
-        for number in range(self.folds):
+        for number in range(fold.max() + 1):
             kept = fold[index] != number
             twin = copy.deepcopy(self.fitted)
-            twin.fit(x[kept], targets[kept], seed, torch.get_num_threads())
+            self._fit(twin, x[kept], targets[kept], seed, held_out)
             states.append(twin.state_dict())
         self.extras[FOLDS] = safetensors.numpy.save(arrays_of_folds(states, fold))
 
-    def _prune(self, tree: Tree, dataset: Dataset) -> None:
-        """Keep of all sizes of the tree, from the whole to its root, the one that agrees most; of equal ones the least.
+    def _held_out(self, dataset: Dataset) -> HeldOut | None:
+        """The validation samples for a tree that is to be pruned, and the class that its terms want of each."""
+        if not (isinstance(self.fitted, Tree) and self.fitted.config.prune):
+            return None
+        seed_device(derive(self.draw.seed, "lesson", "validation"), self.network.device)
+        inputs, wanted = [], []
+        for batch in dataset.split("validation"):
+            taught = {name: master(batch) for name, master in self.masters.items()}
+            targets = self.objective.target(taught, batch, self._weights)
+            rows = targets.any(dim=1)
+            inputs.append(flat(batch, self.network.view)[rows.cpu()])
+            wanted.append(targets[rows].argmax(dim=1).cpu())
+        return torch.cat(inputs), torch.cat(wanted)
 
-        With the teachers' choices on the validation samples, or with their labels where there is no teacher.
-        """
-        samples = self._as_seen(dataset.split("validation"))
-        answers = {name: predict(one, dataset.split("validation")) for name, one in self.masters.items()}
-        wanted = dataset.labels("validation")
-        if answers:
-            wanted = ensemble([said["logits"] for said in answers.values()]).argmax(axis=1)
-        prices = tree.whole.weakest_links()
-        found = np.unique(prices[np.isfinite(prices)])
-        some = found[
-            np.unique(np.linspace(0, len(found) - 1, min(MOST_CUTS, len(found))).round().astype(int))
-        ]
-        best, most = -1.0, -1.0
-        for price in [-1.0, *some]:
-            tree.cut(prices <= price)
-            with torch.no_grad():
-                agreement = float((tree(samples).argmax(dim=1).numpy() == wanted).mean())
-            if agreement >= most:
-                best, most = price, agreement
-        tree.cut(prices <= best)
-
-    def _write_rules(self, tree: Tree, dataset: Dataset, x: np.ndarray) -> None:
-        """Give the tree thresholds that can be read, and write it down as rules."""
-        units = dataset.units(self.network.view)
-        thresholds = tree.make_readable(x, units)
-        with torch.no_grad():
-            leaves = tree.leaves(self._as_seen(dataset.split("train")))[:, 0].numpy()
-        labels, classes = dataset.labels("train"), dataset.class_names
-        written = rules.extracted(tree.arrays(), thresholds, units.names, classes, leaves, labels)
-        self.extras[RULES] = sealed(written)
-
-    def _as_seen(self, batches: Iterable[Batch]) -> Tensor:
-        """The samples of some batches, (N, F), on the CPU."""
-        return torch.cat([flat(batch, self.network.view) for batch in batches])
+    def flush(self) -> None:
+        """Nothing is left on the device."""
 
     def selected(self) -> Frozen:
         """The fitted model."""
         return self.network.copied(self.fitted, self.fitted.state_dict())
+
+
+HeldOut = tuple[Tensor, Tensor]
+"""Samples (N, F) and the class (N,) that is wanted of each."""
+
+
+def prune(tree: Tree, samples: Tensor, wanted: Tensor) -> None:
+    """Keep of all sizes of the tree, from the whole to its root, the one that agrees most; of equal ones the least."""
+    prices = tree.whole.weakest_links()
+    found = np.unique(prices[np.isfinite(prices)])
+    places = np.linspace(0, len(found) - 1, min(MOST_CUTS, len(found))).round().astype(int)
+    best, most = -1.0, -1.0
+    for price in [-1.0, *found[np.unique(places)]]:
+        tree.cut(prices <= price)
+        with torch.no_grad():
+            agreement = float((tree(samples).argmax(dim=1) == wanted).double().mean())
+        if agreement >= most:
+            best, most = price, agreement
+    tree.cut(prices <= best)
+
+
+def rules_of(network: Frozen, dataset: Dataset) -> bytes:
+    """A tree as rules, as they are stored."""
+    tree, units = network.model, dataset.units(network.view)
+    assert isinstance(tree, Tree)
+    every = (batch for split in get_args(Split) for batch in dataset.split(split))
+    thresholds = tree.thresholds(units, (flat(batch, network.view) for batch in every))
+    with torch.no_grad():
+        leaves = [tree.leaves(batch.views[network.view].flatten(1)) for batch in dataset.split("train")]
+    places, labels = torch.cat(leaves)[:, 0].cpu().numpy(), dataset.labels("train")
+    found = rules.extracted(
+        tree.arrays(), tree.choices, thresholds, units.names, dataset.class_names, places, labels
+    )
+    return sealed(found)
 
 
 def flat(batch: Batch, view: str) -> Tensor:
@@ -187,53 +222,70 @@ def fit(
     ``pause`` is called before each batch and each fit; it may raise.
     """
     draw, device = students[0].draw, students[0].network.device
-    seen: dict[str, list[np.ndarray]] = {student.network.view: [] for student in students}
-    places: list[np.ndarray] = []
     dataset.refresh(0, [*students])
-    title = (
-        f"{', '.join(sorted({student.title.partition('/')[0] for student in students}))}: shown the samples"
-    )
-    with console.training(title, count_of_batches(dataset, draw, epochs), 0, 1):
+    rounds = rounds_of(dataset, draw, epochs)
+    samples = sum(one.samples for one in rounds)
+    shapes = dataset.spec.shapes
+    inputs = {
+        view: np.empty((samples, int(np.prod(shapes[view]))), np.float32)
+        for view in {student.network.view for student in students}
+    }
+    index, heard = np.empty(samples, np.int64), 0
+    for student in students:
+        student.begin(samples)
+    names = ", ".join(sorted({student.title.partition("/")[0] for student in students}))
+    with console.training(f"{names}: shown the samples", sum(one.batches for one in rounds), 0, 1):
         began = time.perf_counter()
-        for number, batch in enumerate(paused(shown_batches(dataset, draw, epochs), pause)):
+        batches = (batch for one in rounds for batch in one.open())
+        for number, batch in enumerate(paused(batches, pause)):
             seed_device(derive(draw.seed, "lesson", number), device)
             lessons = lessons_of(students, {draw: batch})
             share = (time.perf_counter() - began) / len(students)
             for student, lesson in lessons.items():
                 student.hear(*lesson)
                 student.seconds += share
-            for view, parts in seen.items():
-                parts.append(flat(batch, view).numpy())
-            places.append(batch.index.cpu().numpy())
+            rows = slice(heard, heard := heard + len(batch))
+            for view, x in inputs.items():
+                x[rows] = flat(batch, view).numpy()
+            index[rows] = batch.index.cpu().numpy()
             console.step(len(batch))
             began = time.perf_counter()
-    inputs, index = {view: np.concatenate(parts) for view, parts in seen.items()}, np.concatenate(places)
-    seen.clear()
     for student in students:
         pause()
-        student.fit(inputs[student.network.view], index, dataset, console.say)
+        student.fit(inputs[student.network.view][:heard], index[:heard], dataset, console.say)
 
 
-def count_of_batches(dataset: Dataset, draw: Draw, epochs: int) -> int:
-    """How many ``shown_batches`` there are."""
-    copies, queries = dataset.copies(replace(draw, queries=None)), draw.queries
-    asked = queries.per_sample * dataset.steps(draw) if queries else 0
-    if copies is None:
-        return asked + epochs * dataset.steps(draw)
-    return asked + min(copies, epochs) * -(-len(dataset.labels("train")) // CHUNK)
+@dataclass(frozen=True)
+class Round:
+    """A pass over the training set: how many samples there are at most, in how many batches."""
+
+    samples: int
+    batches: int
+    open: Callable[[], Iterator[Batch]]
 
 
-def shown_batches(dataset: Dataset, draw: Draw, epochs: int) -> Iterator[Batch]:
+def rounds_of(dataset: Dataset, draw: Draw, epochs: int) -> list[Round]:
     """What a network of a draw would be shown in so many epochs, each sample once that is the same, and all queries."""
-    plain = replace(draw, queries=None)
-    copies = dataset.copies(plain)
+    plain, samples = replace(draw, queries=None), dataset.training_samples
+    pieces = -(-samples // CHUNK)
+    copies = dataset.copies(plain) if len(dataset.spec.shapes) == 1 else None  # of others it says nothing
     if copies is None:
-        for epoch in range(epochs):
-            yield from dataset.batches(plain, epoch)
+        steps = dataset.steps(plain)
+        most = steps * min(draw.batch_size, samples)
+        rounds = [Round(most, steps, partial(dataset.batches, plain, epoch)) for epoch in range(epochs)]
     else:
-        labels = torch.from_numpy(dataset.labels("train", given=draw.labels == "given"))
-        for number in range(min(copies, epochs)):
-            for batch in dataset.copy(number, CHUNK):
-                yield batch.with_labels(labels.to(batch.index.device)[batch.index])
-    for number in range(draw.queries.per_sample if draw.queries else 0):
-        yield from dataset.batches(replace(draw, only_queries=True), number)
+        rounds = [
+            Round(samples, pieces, partial(_labelled_copy, dataset, plain, number))
+            for number in range(min(copies, epochs))
+        ]
+    asked = range(draw.queries.per_sample if draw.queries else 0)
+    return rounds + [
+        Round(samples, pieces, partial(dataset.queries, draw, number, CHUNK)) for number in asked
+    ]
+
+
+def _labelled_copy(dataset: Dataset, draw: Draw, number: int) -> Iterator[Batch]:
+    """A copy of the training samples, with the labels that a draw sees."""
+    labels = torch.from_numpy(dataset.labels("train", given=draw.labels == "given"))
+    for batch in dataset.copy(number, CHUNK):
+        yield batch.with_labels(labels.to(batch.index.device)[batch.index])

@@ -119,6 +119,8 @@ class Tuning:
             for entry in _entries(asked):
                 fitted: bool = registry.MODELS[asked.students[student].model.kind].fitted
                 method, training = self.config.methods[entry.name], self.training(student, entry)
+                if fitted and method.matches_cost:
+                    continue
                 spaces = spaces_of(entry, method, training, fitted)
                 yield Search(student, entry, spaces)
 
@@ -137,7 +139,7 @@ class Tuning:
                     runs += [run for run in of_student if run.method == search.entry.name]
         if runs:
             everyone = Plan(self.config, [*self.teachers.values(), *runs])
-            rehearsal.rehearse(everyone, self.experiment.dataset.spec, self.experiment.device)
+            rehearsal.rehearse(everyone, self.experiment.dataset, self.experiment.device)
 
     def round(self, numbers: Sequence[int]) -> None:
         """Draw, train and score some trials of every method.
@@ -282,7 +284,7 @@ class Tuning:
             if trial and trial.number:
                 methods += [tuned.model_copy(update=budget | {"name": tuned_name(method.name)})]
         controls = [
-            changed[name].model_copy(update=budget if best[name] else {}) for name in asked.controlled_by
+            changed[name].model_copy(update=budget if best.get(name) else {}) for name in asked.controlled_by
         ]
         name = tuned_name(self.name) + (f"-{student}" if len(asked.students) > 1 else "")
         tuned_experiment = chosen.model_copy(update={"name": name, "methods": methods, "controls": controls})

@@ -702,7 +702,7 @@ def rehearsed(number, file):
     try:
         with at_most(60):
             dataset = assembly.open_dataset(checked)
-            rehearsal.rehearse(plan(checked, dataset), dataset.spec, torch.device("cpu"))
+            rehearsal.rehearse(plan(checked, dataset), dataset, torch.device("cpu"))
     except KdrunError as error:
         return "refused as it is built", f"{what}: {error}"
     except (Exception, Hang) as error:

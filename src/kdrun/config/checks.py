@@ -146,18 +146,30 @@ def _fitted_problems(
         yield Problem((*path, "cross_fit"), words, "remove it", True)
     if fitted and cuts == 1:
         yield Problem((*path, "cross_fit"), "one part leaves nothing to fit to", "write 0, or 2 or more")
+    training = experiment.training_of(model)
+    if fitted and isinstance(model, TeacherConfig) and model.folds and (training.mixup or training.cutmix):
+        words = f"'{kind}' is cross-fitted, and a mixed sample is of two parts of the training set"
+        yield Problem(path, words, "write `training: {mixup: 0, cutmix: 0}` or `cross_fit: 0` for it")
+    if isinstance(model, TeacherConfig) and not model.sources and model.training and model.training.queries:
+        words = "only teachers can say what queries are, and this one has none"
+        yield Problem(
+            (*path, "training", "queries"), words, "write it in a student's or a method's training", True
+        )
     if getattr(model.model, "prune", False) and experiment.dataset.validation == 0:
         words = "pruning looks at the validation share, and there is none"
         yield Problem((*path, "model", "prune"), words, "add `validation: 0.2` to the data set")
 
 
 def _target_problems(
-    method: Method, named: object, kind: str, paths: Iterable[errors.Path]
+    method: Method, named: object, kind: str, paths: Iterable[errors.Path], stages: errors.Path
 ) -> Iterable[Problem]:
     """Terms that a model cannot learn from that is fitted at once, and called so; nothing for others."""
     if not registry.MODELS[kind].fitted:
         return
     able = ", ".join(name for name in registry.LOSSES if registry.LOSSES[name].has_target())
+    if any("body" not in stage.train for stage in method.stages):
+        words = f"a stage leaves the body as it is, and '{named}' ({kind}) is fitted at once"
+        yield Problem(stages, words, "remove the stage's `train`")
     for loss, path in zip(method.losses, paths, strict=True):
         if not registry.LOSSES[loss.kind].has_target():
             words = (
@@ -179,13 +191,16 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     for name, student in experiment.students.items():
         training = merged(experiment.training_of(student), method.training)
         yield from _training_problems(expanded, method, path, training)
-        yield from _target_problems(expanded, name, student.model.kind, expanded.paths)
-    if not any(registry.LOSSES[loss.kind].needs_teacher for loss in expanded.losses):
-        if method.teacher:
-            yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
-        if method.training is not None and method.training.queries is not None:
-            words = "no term of this method looks at a teacher, who alone can say what queries are"
-            yield Problem((*path, "training", "queries"), words, "remove it", True)
+        yield from _target_problems(
+            expanded, name, student.model.kind, expanded.paths, (*path, "stages") if method.stages else path
+        )
+    taught = [loss for loss in expanded.losses if registry.LOSSES[loss.kind].needs_teacher]
+    if method.teacher and not taught:
+        yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+    asks = method.training is not None and method.training.queries is not None
+    if asks and not any(loss.weight for loss in taught):
+        words = "no term of this method looks at a teacher, who alone can say what queries are"
+        yield Problem((*path, "training", "queries"), words, "remove it", True)
 
 
 def _control_names(experiment: Experiment) -> Iterable[Problem]:
@@ -200,6 +215,12 @@ def _control_problems(control: ControlConfig, path: errors.Path, experiment: Exp
     teachers = list(experiment.teachers)
     if control.name in (SHUFFLED, MATCHED) and not teachers:
         yield Problem(path, f"'{control.name}' needs a teacher and the config has none", "add `teacher:`")
+        return
+    students = experiment.students.values()
+    fitted = all(registry.MODELS[student.model.kind].fitted for student in students)
+    if control.name == MATCHED and fitted and experiment.controls != "all":
+        words = f"'{MATCHED}' trains for longer, and every student here is fitted at once"
+        yield Problem(path, words, "remove it")
         return
     found = list(_mix_problems(as_method(control, teachers), path, experiment))
     yield from found
@@ -339,7 +360,7 @@ def _distilled_problems(
         return  # said of the method itself
     training = merged(experiment.training_of(teacher), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
-    found += _target_problems(expanded, path[-1], teacher.model.kind, [path] * len(expanded.losses))
+    found += _target_problems(expanded, path[-1], teacher.model.kind, [path] * len(expanded.losses), path)
     for loss in expanded.losses:
         found += _combination_problems(loss, path)
     for problem in found:

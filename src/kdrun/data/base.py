@@ -19,7 +19,8 @@ from torch import Tensor
 from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split, Units
 from kdrun.data import augmentation, sampling
 from kdrun.data.augmentation import boxes
-from kdrun.data.queries import spreads_of, with_queries
+from kdrun.data.queries import asked_in, spreads_of, with_queries
+from kdrun.data.shades import Shades
 from kdrun.data.sources import Inputs, Source, Stored, Streamed, source
 from kdrun.errors import DataError
 from kdrun.memory import room_for_data
@@ -107,6 +108,8 @@ class SampleSet(Dataset):
 
     mean: ClassVar[tuple[float, ...]] = ()
     std: ClassVar[tuple[float, ...]] = ()
+    white: ClassVar[int] = 255
+    """What is white where the pictures come from, whole numbers from 0 on, before they were spread to 255."""
     samples: int
     """How many samples its training files hold, before anything is held out."""
     test_share: float = 0.0
@@ -182,7 +185,7 @@ class SampleSet(Dataset):
         pieces = self._pieces(self.read())
         self._test_hash = self._hash(pieces["test"])
         if self.pictures:
-            self._white = 1.0 if getattr(pieces["train"].inputs, "dtype", None) == np.float32 else 255.0
+            self._floats = getattr(pieces["train"].inputs, "dtype", None) == np.float32
             self._normaliser = self._picture_statistics(pieces["train"])
             self._colours = [
                 figures.flatten().repeat(self._shape[1] * self._shape[2]) for figures in self._normaliser
@@ -294,22 +297,47 @@ class SampleSet(Dataset):
         labels = train.labels if draw.labels == "all" else train.given
         all_seen = labels is train.labels or draw.labelled_only
         for step, some in enumerate(train.gather(order.flatten(), order.shape[1], labels), start=first):
-            views, mix = {}, None
-            for view, parts in self._augmentations.items():
-                if view == VIEW and fixed is not None:
-                    drawn = _rows(fixed, some.places)
-                else:
-                    purpose = draw.purpose, PURPOSES[view], epoch, step
-                    drawn = self._drawn(parts, len(some.places), draw.seed, *purpose)
-                x = self._inputs(some.samples, parts, drawn)
-                if draw.mixup or draw.cutmix:
-                    x, mix = _mixed(x, draw, derive(draw.seed, draw.purpose, "mixup", epoch, step))
-                views[view] = x
+            views, mix = self._views(some, fixed, draw, "", epoch, step), None
+            if draw.mixup or draw.cutmix:
+                seed = derive(draw.seed, draw.purpose, "mixup", epoch, step)
+                for view, x in views.items():
+                    views[view], mix = _mixed(x, draw, seed)
             batch = Batch(views, some.labels, some.positions, mix, number or 0, all_seen)
             if draw.queries is not None:
+                asked = asked_in(epoch * self.steps(draw) + step, len(batch), draw.queries)
                 seed = derive(draw.seed, draw.purpose, "queries", epoch, step)
-                batch = with_queries(batch, draw, self._spreads, seed)
+                batch = with_queries(batch, asked, draw.queries, self._spreads, seed)
             yield batch
+
+    def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
+        """A query for each training sample, augmented, in an order of their own."""
+        train, queries = self._parts["train"], draw.queries
+        assert queries is not None
+        order = torch.randperm(len(train.rows), generator=generator(draw.seed, draw.purpose, "asked", number))
+        for step, some in enumerate(train.gather(order, batch_size, train.labels)):
+            views = self._views(some, None, draw, " of the asked", number, step)
+            seed = derive(draw.seed, draw.purpose, "queries of a round", number, step)
+            batch = Batch(views, some.labels, some.positions)
+            yield with_queries(batch, len(batch), queries, self._spreads, seed)
+
+    def _views(
+        self,
+        some: Some,
+        fixed: list[augmentation.Drawn] | None,
+        draw: Draw,
+        purpose: str,
+        *when: int,
+    ) -> dict[str, Tensor]:
+        """All views of some samples, augmented: the default one as it is ``fixed``, or all as is drawn then."""
+        views = {}
+        for view, parts in self._augmentations.items():
+            if view == VIEW and fixed is not None:
+                drawn = _rows(fixed, some.places)
+            else:
+                what = PURPOSES[view] + purpose
+                drawn = self._drawn(parts, len(some.places), draw.seed, draw.purpose, what, *when)
+            views[view] = self._inputs(some.samples, parts, drawn)
+        return views
 
     def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
@@ -366,7 +394,7 @@ class SampleSet(Dataset):
             return Units(_told_apart(self.feature_names), *self._standard)
         channels, height, width = self._shape
         mean, std = (
-            np.repeat(figures.flatten().cpu().numpy().astype(np.float64), height * width)
+            np.repeat(figures.flatten().double().cpu().numpy(), height * width)
             for figures in self._normaliser
         )
         names = tuple(
@@ -375,7 +403,7 @@ class SampleSet(Dataset):
             for row in range(height)
             for column in range(width)
         )
-        return Units(names, mean * self._white, 1 / (std * self._white))
+        return Shades(names, mean, 1 / std, None if self._floats else self.white)
 
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
         """The labels of a split (N,) int64; with ``given``, as the students see them.
@@ -420,10 +448,10 @@ class SampleSet(Dataset):
 
 
 def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of which no two are the same: the second ``width`` is ``width (2)``."""
+    """Names of which no two are the same and none is empty: the second ``width`` is ``width (2)``."""
     found: dict[str, None] = {}
-    for name in names:
-        number, unique = 1, name
+    for place, name in enumerate(names):
+        number, unique = 1, (name := name or f"x{place}")
         while unique in found:
             number += 1
             unique = f"{name} ({number})"

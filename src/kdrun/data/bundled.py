@@ -12,6 +12,7 @@ import numpy as np
 from kdrun.contracts import Spec
 from kdrun.data.augmentation import PictureConfig
 from kdrun.data.base import VIEW, HeldOutConfig, Raw, SampleSet
+from kdrun.data.shades import spread
 
 FILE = Path("datasets", "data", "digits.csv.gz")
 """The file of the digits in scikit-learn's folder."""
@@ -50,13 +51,14 @@ class Digits(Bundled):
 
     spec = Spec({VIEW: (1, 8, 8)}, 10)
     samples = 1797
+    white = 16
     loader = "load_digits"
 
     def read(self) -> Raw:
         """The pictures, their shades spread over 0 to 255."""
         rows = self._rows()
         shades, labels = rows[:, :-1].reshape(-1, *self.spec.shapes[VIEW]), rows[:, -1].astype(np.int64)
-        return Raw(np.rint(shades * (255 / 16)).astype(np.uint8), labels)
+        return Raw(spread(shades, self.white).astype(np.uint8), labels)
 
     def _rows(self) -> np.ndarray:
         """Shades and label of each digit, (N, 65): from the file itself, for scikit-learn takes its time to load."""

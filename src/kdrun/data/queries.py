@@ -13,21 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.contracts import HIDDEN, Batch, Draw
+from kdrun.contracts import HIDDEN, Batch, Mix, Queries
 
 
-def with_queries(batch: Batch, draw: Draw, spreads: dict[str, Tensor], seed: int) -> Batch:
-    """The batch with some of its samples, or all, changed into queries, whose labels are hidden.
+def asked_in(step: int, size: int, queries: Queries) -> int:
+    """How many of a batch's samples are queries: as many to one as are asked for, over all batches up to it."""
+    left = [number * size // (1 + queries.per_sample) for number in (step, step + 1)]
+    return size - (left[1] - left[0])
+
+
+def with_queries(batch: Batch, count: int, queries: Queries, spreads: dict[str, Tensor], seed: int) -> Batch:
+    """The batch with so many of its samples changed into queries, whose labels are hidden.
 
     ``spreads`` are the standard deviations of each view's numbers (…). All views of a sample are mixed with those of
-    one other, and get noise of their own.
+    one other, and get noise of their own; its own share is the larger one.
     """
-    queries, numbers, size = draw.queries, np.random.default_rng(seed), len(batch)
-    assert queries is not None
-    share = 1.0 if draw.only_queries else queries.per_sample / (1 + queries.per_sample)
-    rows = np.sort(numbers.permutation(size)[: round(share * size)])
+    numbers, size = np.random.default_rng(seed), len(batch)
+    rows = np.sort(numbers.permutation(size)[:count])
     partners = numbers.integers(size, size=len(rows))
     own = numbers.beta(queries.mix, queries.mix, len(rows)) if queries.mix else np.ones(len(rows))
+    own = np.maximum(own, 1 - own)
     device = batch.labels.device
     at, partner = (torch.from_numpy(places).to(device) for places in (rows, partners))
     views = {}
@@ -40,8 +45,10 @@ def with_queries(batch: Batch, draw: Draw, spreads: dict[str, Tensor], seed: int
             noise = numbers.standard_normal(tuple(asked.shape), np.float32)
             asked = asked + queries.jitter * spreads[name] * torch.from_numpy(noise).to(device)
         views[name] = x.index_copy(0, at, asked)
-    labels = batch.labels.index_fill(0, at, HIDDEN)
-    return replace(batch, views=views, labels=labels, all_seen=False)
+    labels, mix = batch.labels.index_fill(0, at, HIDDEN), batch.mix
+    if mix is not None:  # its partner's label is no more a query's than its own
+        mix = Mix(mix.partner.index_copy(0, at, at), mix.share)
+    return replace(batch, views=views, labels=labels, mix=mix, all_seen=False)
 
 
 def spreads_of(batches: Iterable[Batch]) -> dict[str, Tensor]:

@@ -42,16 +42,13 @@ class LabelLoss(Loss):
         return total / _or_one(seen)
 
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """What is wanted, mixed (B, C); rows of zeros where a sample has no label. Needs ``build``."""
+        """What is wanted, mixed (B, C); a row's sum is the share of its sample that has a label. Needs ``build``."""
         assert self.classes is not None, "build tells how many classes there are"
         total = torch.zeros(len(batch), self.classes, device=batch.labels.device)
-        seen = total.new_zeros(len(batch))
         for labels, share in _sides(batch):
-            total = total + share[:, None] * self.wanted(
-                F.one_hot(labels.clamp_min(0), self.classes).to(total.dtype)
-            )
-            seen = seen + share
-        return total / _or_one(seen)[:, None]
+            hot = F.one_hot(labels.clamp_min(0), self.classes).to(total.dtype)
+            total = total + share[:, None] * self.wanted(hot)
+        return total
 
     @abstractmethod
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -58,6 +58,10 @@ class Fitted(Model):
     @abstractmethod
     def said(self, x: Tensor) -> Tensor:
         """What ``forward`` says of inputs (B, F), float32."""
+
+    @abstractmethod
+    def most_numbers(self, samples: int) -> int:
+        """How many numbers of four bytes it holds at most after a fit to so many samples."""
 
     @abstractmethod
     def fault(self) -> str | None:
@@ -211,6 +215,10 @@ class LogisticRegression(OfClasses):
         )
         demand_same(self, x, spread(learner.predict_proba(wide[:FEW]), present, self.classes))
 
+    def most_numbers(self, samples: int) -> int:
+        """The weights and the bias of each class."""
+        return self.classes * (self.inputs + 2)
+
     def among(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return F.linear(x, self.weight, self.bias)
@@ -259,13 +267,13 @@ class SVC(OfClasses):
 
     def _nothing(self) -> dict[str, np.ndarray]:
         return {
-            "vectors": np.zeros((0, self.inputs), np.float32),
-            "dual": np.zeros((0, 0), np.float32),
+            "vectors": np.zeros((0, self.inputs)),
+            "dual": np.zeros((0, 0)),
             "of": np.zeros(0, np.int32),
-            "intercept": np.zeros(0, np.float32),
-            "width": np.zeros(1, np.float32),
-            "slopes": np.zeros(0, np.float32),
-            "offsets": np.zeros(0, np.float32),
+            "intercept": np.zeros(0),
+            "width": np.zeros(1),
+            "slopes": np.zeros(0),
+            "offsets": np.zeros(0),
         }
 
     def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
@@ -291,15 +299,23 @@ class SVC(OfClasses):
         gamma = self.config.gamma or 1 / (x.shape[1] * x.astype(np.float64).var() or 1)
         self.take(
             present=present.astype(np.int32),
-            vectors=machine.support_vectors_.astype(np.float32),
-            dual=machine.dual_coef_.astype(np.float32),
+            vectors=machine.support_vectors_.astype(np.float64),
+            dual=machine.dual_coef_,
             of=np.repeat(np.arange(len(present)), machine.n_support_).astype(np.int32),
-            intercept=machine.intercept_.astype(np.float32),
-            width=np.array([gamma], np.float32),
-            slopes=np.array([one.a_ for one in scaled.calibrators], np.float32),
-            offsets=np.array([one.b_ for one in scaled.calibrators], np.float32),
+            intercept=machine.intercept_,
+            width=np.array([gamma]),
+            slopes=np.array([one.a_ for one in scaled.calibrators]),
+            offsets=np.array([one.b_ for one in scaled.calibrators]),
         )
         demand_same(self, x, spread(whole.predict_proba(x[:FEW]), present, self.classes))
+
+    def most_numbers(self, samples: int) -> int:
+        """Where all samples are support vectors, in float64."""
+        return 2 * (samples * (self.inputs + self.classes) + self.classes**2)
+
+    def _apply(self, move: Callable[[Tensor], Tensor], *options: Any) -> Self:
+        """Stay on the CPU where an Apple GPU would be the place: it has no float64."""
+        return self if move(torch.zeros(1)).device.type == "mps" else super()._apply(move, *options)
 
     def settle(self) -> None:
         """Lay out what each support vector counts in each pair of classes, (S, pairs)."""
@@ -315,17 +331,23 @@ class SVC(OfClasses):
         self._pairs = first, second
 
     def among(self, x: Tensor) -> Tensor:
-        """Log-probabilities (B, K)."""
-        kernel = torch.exp(-self.width * torch.cdist(x, self.vectors).square())
-        decided = kernel @ self._counts + self.intercept
+        """Log-probabilities (B, K), reckoned in float64: sums of large numbers come to small ones."""
+        wide = x.to(self.vectors)
+        squares = wide.square().sum(dim=1, keepdim=True) + self.vectors.square().sum(dim=1)
+        distances = (squares - 2 * wide @ self.vectors.T).clamp_min(0)
+        decided = torch.exp(-self.width * distances) @ self._counts + self.intercept
+        return self._scaled(decided).to(x)
+
+    def _scaled(self, decided: Tensor) -> Tensor:
+        """Log-probabilities (B, K) from what each pair of classes has decided (B, pairs)."""
         if len(self.present) == 2:
             second = -(self.slopes * decided + self.offsets)
             return torch.cat([F.logsigmoid(-second), F.logsigmoid(second)], dim=1)
         first, second = self._pairs
-        sums = x.new_zeros(len(x), len(self.present)).index_add_(1, first, decided)
+        sums = decided.new_zeros(len(decided), len(self.present)).index_add_(1, first, decided)
         sums.index_add_(1, second, -decided)
-        votes = torch.zeros_like(sums).index_add_(1, first, (decided >= 0).to(x.dtype))
-        votes.index_add_(1, second, (decided < 0).to(x.dtype))
+        votes = torch.zeros_like(sums).index_add_(1, first, (decided >= 0).to(sums))
+        votes.index_add_(1, second, (decided < 0).to(sums))
         scores = votes + sums / (3 * (sums.abs() + 1))
         return F.logsigmoid(-(self.slopes * scores + self.offsets))
 

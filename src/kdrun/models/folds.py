@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.contracts import Arithmetic, Batch, Model, Outputs
+from kdrun.contracts import Arithmetic, Batch, Model, Outputs, Predictor
 from kdrun.models.network import Frozen
 
 FOLD = "fold"
@@ -64,6 +64,11 @@ class CrossFitted(Frozen):
         super().__init__(model, view, device)
         self.out_of_fold = out_of_fold
 
+    @property
+    def of_training(self) -> Predictor:
+        """What it says of training samples: of each, what a model says that did not see it."""
+        return self.out_of_fold
+
 
 def dealt(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """The fold (N,) of each sample: those of a class are dealt out in turn, going on where the class before ended."""
@@ -93,6 +98,8 @@ def states_of_folds(arrays: Mapping[str, np.ndarray], samples: int) -> list[dict
     for name, array in arrays.items():
         if name != FOLD:
             number, rest = name.split(".", 1)
+            if number != str(int(number)):
+                raise ValueError(f"{name} is no fold's")
             states.setdefault(int(number), {})[rest] = torch.from_numpy(array)
     fold = arrays[FOLD]
     if fold.shape != (samples,) or fold.dtype != np.int32 or sorted(states) != list(range(len(states))):

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from kdrun import registry, taps
-from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs
+from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs, Predictor
 from kdrun.eager import seen_to
 from kdrun.memory import watched
 from kdrun.models.weights import read_state, start_from
@@ -172,6 +172,11 @@ class Frozen(Network):
     def __init__(self, model: Model, view: str, device: torch.device) -> None:
         super().__init__(model, view, device)
         model.requires_grad_(False).eval()
+
+    @property
+    def of_training(self) -> Predictor:
+        """What is asked about training samples."""
+        return self
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (B, C) in float32, and the tapped layers' outputs by name, all without gradients."""

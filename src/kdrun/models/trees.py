@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from kdrun.models.fitted import (
     weighted_rows,
 )
 
+NUMBERS_OF_A_SPLIT = 4
+BAGGED = 0.64
+"""A little more than the share of samples that are among as many drawn with replacement: 1 − 1/e."""
 DIGITS = 17
 """That a number needs to be read again as it was written."""
 
@@ -152,6 +156,15 @@ class Trees(Fitted):
             found.append(~node)
         return torch.tensor([found])
 
+    def most_numbers(self, samples: int) -> int:
+        """Where all trees have as many leaves as there can be."""
+        trees, leaves, numbers = self.most(samples)
+        return trees * (leaves * (numbers + NUMBERS_OF_A_SPLIT) + 1)
+
+    @abstractmethod
+    def most(self, samples: int) -> tuple[int, int, int]:
+        """The trees that so many samples make, their leaves at most, and the numbers of a leaf."""
+
     def fault(self) -> str | None:
         """What keeps the buffers from being trees over the inputs."""
         splits, leaves, trees = len(self.feature), len(self.value), len(self.roots)
@@ -192,6 +205,12 @@ def arrays_of(trees: list[Grown]) -> dict[str, np.ndarray]:
         "roots": np.array(roots, np.int32),
         "value": np.concatenate(values).astype(np.float32),
     }
+
+
+def most_leaves(samples: int, config: Any) -> int:
+    """The leaves of a tree at most that so many samples make, by its ``depth`` and ``min_samples_leaf``."""
+    leaves = max(1, samples // config.min_samples_leaf)
+    return leaves if config.depth is None or config.depth > leaves else int(min(leaves, 2**config.depth))
 
 
 def rounded_down(numbers: np.ndarray) -> np.ndarray:
@@ -252,6 +271,10 @@ class Tree(OfProbabilities):
 
     whole: Grown
 
+    def most(self, samples: int) -> tuple[int, int, int]:
+        """One tree."""
+        return 1, most_leaves(samples, self.config), self.classes
+
     def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
         """Grow the tree to class probabilities (N, C) of inputs (N, F)."""
         from sklearn.tree import DecisionTreeRegressor
@@ -267,42 +290,94 @@ class Tree(OfProbabilities):
         """Make some of the whole tree's nodes (N,) leaves."""
         self.take(**arrays_of([self.whole.cut(below)]))
 
-    def make_readable(self, x: np.ndarray, units: Units) -> np.ndarray:
-        """Move each threshold to the shortest number near the middle of the gap that it lies in; these (S,).
+    @property
+    def choices(self) -> np.ndarray:
+        """The class (L,) that each leaf says."""
+        choices: np.ndarray = log_of(self.value).cpu().numpy().argmax(axis=1)
+        return choices
 
-        They are in the data's units. ``x`` (N, F) are the samples that it was fitted to, of which none changes sides.
+    def make_readable(self, x: np.ndarray, units: Units) -> None:
+        """Move each threshold to the shortest number in the data's units near the middle of the gap that it lies in.
+
+        ``x`` (N, F) are the samples that it was fitted to, of which none changes sides.
         """
         arrays = self.arrays()
         feature, threshold, branches = (arrays[name] for name in ("feature", "threshold", "branches"))
-        moved, raw = threshold.copy(), np.zeros(len(threshold))
+        moved = threshold.copy()
         rows = {int(arrays["roots"][0]): np.arange(len(x))}
         for split, number in enumerate(feature):
             own = rows.pop(split)
             values = x[own, number]
             right = values > threshold[split]
             rows |= {int(branches[2 * split]): own[~right], int(branches[2 * split + 1]): own[right]}
-            raw[split], moved[split] = _between(values[~right].max(), values[right].min(), int(number), units)
+            moved[split] = _between(values[~right].max(), values[right].min(), int(number), units)
         self.take(threshold=moved)
-        return raw
+
+    def thresholds(self, units: Units, batches: Iterable[Tensor]) -> np.ndarray:
+        """All thresholds (S,) in the data's units: of each sample in the batches (B, F) they say what the tree says.
+
+        They are the shortest numbers that are seen as the tree's, unless a sample comes so close to one that only the
+        largest number will do that is seen as no more.
+        """
+        feature, threshold = self.feature.cpu(), self.threshold.cpu()
+        close = torch.zeros(len(feature), dtype=torch.bool)
+        for x in batches:
+            close |= (x.index_select(1, feature) == threshold).any(dim=0)
+        return np.array(
+            [
+                _last(seen, int(of), units) if exact else _shortest(seen, int(of), units)
+                for seen, of, exact in zip(threshold.numpy(), feature, close, strict=True)
+            ]
+        )
 
 
-def _between(low: np.float32, high: np.float32, of: int, units: Units) -> tuple[float, np.float32]:
-    """A threshold that parts two neighbouring values, in the data's units and as the model sees it.
+def _between(low: np.float32, high: np.float32, of: int, units: Units) -> np.float32:
+    """A threshold that parts two neighbouring values: what a number is seen as that is short in the data's units.
 
     It has as few digits as a number of the middle half of the gap can have.
     """
     ends = units.raw(np.array([low, high]), of)
     gap, middle = float(ends[1] - ends[0]), float(ends.mean())
-    first = -math.floor(math.log10(gap)) - 1
-    for digits in range(first, first + DIGITS):
-        short = round(middle, digits)
-        seen = np.float32(units.seen(np.array(short), of))
-        if abs(short - middle) <= gap / 4 and low <= seen < high:
-            return short, seen
-    exact = float(ends[0])
-    while units.seen(np.array(exact), of) > low:
-        exact = math.nextafter(exact, -math.inf)
-    return exact, low
+    if gap > 0:  # or float64 cannot tell them apart in these units
+        for digits in _digits(gap):
+            short = round(middle, digits)
+            seen = np.float32(units.seen(np.array(short), of))
+            if abs(short - middle) <= gap / 4 and low <= seen < high:
+                return seen
+    return low
+
+
+def _shortest(threshold: np.float32, of: int, units: Units) -> float:
+    """The shortest number in the data's units that is seen as the threshold."""
+    near = float(units.raw(np.array(threshold), of))
+    for short in (0.0, *(round(near, digits) for digits in _digits(abs(near) or 1))):
+        if units.seen(np.array(short), of) == threshold:
+            return short
+    return _last(threshold, of, units)
+
+
+def _digits(size: float) -> range:
+    """To how many digits after the point to round numbers of a size, until nothing is left to be rounded."""
+    first = -math.floor(math.log10(size)) - 1
+    return range(first, first + DIGITS + 1)
+
+
+def _last(threshold: np.float32, of: int, units: Units) -> float:
+    """The largest number in the data's units that is seen as no more than the threshold."""
+
+    def above(number: float) -> bool:
+        return bool(units.seen(np.array(number), of) > threshold)
+
+    low = float(units.raw(np.array(threshold), of))
+    step = math.ulp(low)
+    while above(low):
+        low, step = low - step, 2 * step
+    high, step = low + step, 2 * step
+    while not above(high):
+        low, high, step = high, high + step, 2 * step
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return low + 0.0
 
 
 class Forest(OfProbabilities):
@@ -323,8 +398,12 @@ class Forest(OfProbabilities):
         """most splits on the way to a leaf; null for no limit"""
         min_samples_leaf: int = Field(default=1, ge=1)
         """fewest samples in a leaf"""
-        max_features: float | Literal["sqrt"] = "sqrt"
+        max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt"] = "sqrt"
         """among how many features each split is chosen: the root of their number, or a share of them"""
+
+    def most(self, samples: int) -> tuple[int, int, int]:
+        """Its trees, each of which sees some of the samples."""
+        return self.config.trees, most_leaves(math.ceil(BAGGED * samples), self.config), self.classes
 
     def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
         """Grow the trees to class probabilities (N, C) of inputs (N, F)."""
@@ -369,6 +448,11 @@ class Boosting(Trees, OfClasses):
         """fewest samples in a leaf"""
 
     base: Tensor
+
+    def most(self, samples: int) -> tuple[int, int, int]:
+        """A tree for each round and class, of two classes for both."""
+        trees = self.config.rounds * (self.classes if self.classes > 2 else 1)
+        return trees, min(self.config.leaves, most_leaves(samples, self.config)), 1
 
     def nothing(self) -> dict[str, np.ndarray]:
         """No class is present."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,28 @@ import numpy as np
 
 from kdrun.errors import printable
 
+WHOLE = re.compile("0|-?[1-9][0-9]*")
 Rules = Mapping[str, Any]
 """What ``rules.json`` holds: names of features and classes, and the rules, those of most samples first."""
 
 
 def extracted(
     tree: Mapping[str, np.ndarray],
+    choice: np.ndarray,
     thresholds: np.ndarray,
     features: Sequence[str],
     classes: Sequence[str],
     leaves: np.ndarray,
     labels: np.ndarray,
 ) -> dict[str, Any]:
-    """The rules of one tree, given by the arrays of ``models.trees.Trees`` and its thresholds (S,) in the data's units.
+    """The rules of one tree, given by the arrays of ``models.trees.Trees``.
 
+    ``choice`` (L,) are the classes that its leaves say, ``thresholds`` (S,) those of its splits in the data's units.
     Splits below which all leaves say one class are left out. ``leaves`` (N,) and ``labels`` (N,) are those of the
     training samples: a rule's support is the share of them that it is true of, its confidence the share of these that
     are of its class.
     """
     feature, branches = tree["feature"], tree["branches"].reshape(-1, 2)
-    choice = tree["value"].argmax(axis=1)
     counts = np.zeros((len(choice), len(classes)), np.int64)
     np.add.at(counts, (leaves, labels), 1)
     said, below = np.full(len(feature), -1), np.zeros((len(feature), len(classes)), np.int64)
@@ -96,6 +99,7 @@ def mean_length(rules: Rules) -> float:
 def about(folder: Path, manifest: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
     """What a finished tree is, and how good: its scores on the test samples, its likeness to its teachers, its size."""
     likeness = manifest["likeness"]
+    said = {rule["then"] for rule in rules["rules"]}
     return {
         "run": str(folder),
         "model": manifest["name"],
@@ -106,6 +110,7 @@ def about(folder: Path, manifest: Mapping[str, Any], rules: Rules) -> dict[str, 
         "agreement": likeness and likeness["test"]["agreement"],
         "number": len(rules["rules"]),
         "mean_length": mean_length(rules),
+        "never": [name for name in rules["classes"] if name not in said],
     }
 
 
@@ -114,9 +119,11 @@ def sentence(about: Mapping[str, Any]) -> str:
     who = " ".join(filter(None, (about["model"], about["method"])))
     agreement = about["agreement"]
     agrees = "" if agreement is None else f"agrees with its teacher on {100 * agreement:.1f} % of them, "
+    never = f", and it never says {', '.join(about['never'])}" if about["never"] else ""
+    count = f"{about['number']} rule{'s' * (about['number'] != 1)}"
     return (
         f"{who}, seed {about['seed']}: right on {100 * about['accuracy']:.1f} % of {about['test_samples']} test "
-        f"samples, {agrees}{about['number']} rules of {about['mean_length']:.1f} conditions in the mean"
+        f"samples, {agrees}{count} of {about['mean_length']:.1f} conditions in the mean{never}"
     )
 
 
@@ -124,9 +131,12 @@ def text(rules: Rules) -> Iterator[str]:
     """A line for each rule."""
     for number, rule in enumerate(rules["rules"], start=1):
         conditions = " and ".join(_condition(bound) for bound in rule["if"])
-        right = "" if rule["confidence"] is None else f", of which {100 * rule['confidence']:.1f} % are"
-        count = f"{rule['samples']} training sample{'s' * (rule['samples'] != 1)}"
-        known = f"{count}, {100 * rule['support']:.1f} %{right}"
+        known = "no training sample"
+        if rule["samples"]:
+            count = f"{rule['samples']} training sample{'s' * (rule['samples'] != 1)}"
+            known = (
+                f"{count}, {100 * rule['support']:.1f} %; right for {100 * rule['confidence']:.1f} % of them"
+            )
         words = f"if {conditions} then {rule['then']}" if conditions else f"always {rule['then']}"
         yield printable(f"{number}. {words}    ({known})")
 
@@ -146,24 +156,37 @@ def _number(value: float) -> str:
 
 
 def python(rules: Rules, about: str) -> str:
-    """A module with a function that needs nothing but Python; names are quoted, whatever they hold."""
+    """A module with a function that needs nothing but Python; names are quoted, whatever they hold.
+
+    Where all classes are whole numbers they are numbers there, too.
+    """
     *first, last = rules["rules"]
+    named = int if all(map(WHOLE.fullmatch, rules["classes"])) else str
+    used = dict.fromkeys(bound["feature"] for rule in rules["rules"] for bound in rule["if"])
     lines = [
         f'"""{_quoted(about)}"""',
         "",
+        "from math import isfinite",
+        "",
         f"FEATURES = {list(rules['features'])!r}",
-        f"CLASSES = {list(rules['classes'])!r}",
+        f"USED = {[*used]!r}",
+        f"CLASSES = {[named(name) for name in rules['classes']]!r}",
         "",
         "",
         "def predict(row):",
-        '    """The class of a row: numbers by the names of FEATURES, or in their order."""',
+        '    """The class of a row: numbers by the names of those that are USED, or all in the order of FEATURES."""',
         '    if not hasattr(row, "keys"):',
+        "        if len(row) != len(FEATURES):",
+        '            raise ValueError(f"a row of {len(row)} and not of {len(FEATURES)} numbers")',
         "        row = dict(zip(FEATURES, row))",
+        "    row = {name: float(row[name]) for name in USED}",
+        "    if not all(map(isfinite, row.values())):",
+        '        raise ValueError(f"not all of {row} are finite numbers")',
     ]
     for rule in first:
         conditions = " and ".join(_expression(bound) for bound in rule["if"])
-        lines += [f"    if {conditions}:", f"        return {rule['then']!r}"]
-    return "\n".join([*lines, f"    return {last['then']!r}", ""])
+        lines += [f"    if {conditions}:", f"        return {named(rule['then'])!r}"]
+    return "\n".join([*lines, f"    return {named(last['then'])!r}", ""])
 
 
 def _quoted(about: str) -> str:

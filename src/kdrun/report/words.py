@@ -83,7 +83,10 @@ def _of_student(rows: Sequence[Row], alone: float | None, pairs: Sequence[Row]) 
         yield from _among_the_best(better, pairs)
     yield from _against_controls(judged)
     if any(row["gain_covers"] == BOTH_NOISES for row in judged):
-        yield "seeds of what is fitted at once may hardly differ: its verdicts allow for the test samples' noise, too"
+        yield (
+            "seeds of what is fitted at once may hardly differ: for a verdict a gain must exceed the noise of the test "
+            "samples, too"
+        )
     if len(judged) > 1:
         yield f"verdicts and p-values allow for all {len(judged)} methods (Holm), intervals for one method by itself"
     yield from _what_could_be_found(judged, alone)
@@ -147,7 +150,7 @@ def _verdict(row: Row, methods: int) -> str:
     low, high = row["gain_interval"]
     if methods > 1 and (low > 0 or high < 0):
         sentence += f"; it would be by itself, but not as one of {methods} methods"
-    if seeds == 1 or not row["gain"]:
+    if row["gain_covers"] != "seeds" or not row["gain"]:
         return sentence
     needed = row["seeds_needed"] or f"more than {MOST_SEEDS}"
     return f"{sentence}; {needed} would tell a difference of this size"

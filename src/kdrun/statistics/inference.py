@@ -59,14 +59,12 @@ def over_seeds(differences: Sequence[float], step: float) -> Difference:
 
 
 def over_both(seeds: Difference, samples: Difference) -> Difference:
-    """What is left where the noise of the seeds and that of the test samples both have to be exceeded.
+    """What is left of one difference where the noise of seeds and that of test samples both have to be exceeded.
 
-    The larger p-value, and the wider interval, about the mean over seeds. ``samples`` is of one seed: where seeds
-    hardly differ, that is all there is.
+    The larger p-value, and the wider interval.
     """
-    shift = seeds.mean - samples.mean
-    low, high = (end + shift for end in samples.interval)
-    interval = min(low, seeds.interval[0]), max(high, seeds.interval[1])
+    (low, high), (other_low, other_high) = seeds.interval, samples.interval
+    interval = min(low, other_low), max(high, other_high)
     return replace(seeds, interval=interval, p_value=max(seeds.p_value, samples.p_value))
 
 

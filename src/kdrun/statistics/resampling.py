@@ -62,30 +62,40 @@ class Resamples:
         low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
         return float(low), float(high)
 
-    def difference(self, first: Labels, second: Labels) -> Difference:
-        """Two single runs' difference in any metric: its interval over resamples of the test set, and its p-value.
+    def difference(self, first: Sequence[Labels], second: Sequence[Labels]) -> Difference:
+        """Two methods' mean difference in any metric, paired by seed: the noise of the test samples, not of the seeds.
 
-        The p-value is that of swapping the two predictions of each sample by chance; for accuracy it is McNemar's.
-        The interval does not come from it: close to the level one may say what the other does not.
+        Its interval over resamples of the test set, and its p-value: that of swapping all predictions of each sample by
+        chance, which for the accuracy of single runs is McNemar's. The interval does not come from it: close to the
+        level one may say what the other does not.
         """
         swapped = self._swapped(first, second)
         found = float(swapped[0])
         as_far = int((np.abs(swapped[1:]) >= abs(found) - 1e-12).sum())
-        interval = self.interval([self.scores(first)], [self.scores(second)])
-        return Difference(found, interval, (1 + as_far) / (1 + RESAMPLES), None, 1)
+        pairs = zip(first, second, strict=True)
+        means = np.mean([self.scores(own) - self.scores(other) for own, other in pairs], axis=0)
+        low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+        return Difference(found, (float(low), float(high)), (1 + as_far) / (1 + RESAMPLES), None, 1)
 
-    def _swapped(self, first: Labels, second: Labels) -> NDArray[np.float64]:
-        """The difference as it is, and where chance has swapped predictions (1 + R,).
+    def _swapped(self, first: Sequence[Labels], second: Sequence[Labels]) -> NDArray[np.float64]:
+        """The mean difference as it is, and where chance has swapped predictions (1 + R,).
 
         A swap moves counts from one run to the other, and none where both say the same.
         """
-        differs = first != second
-        classes = int(max(first.max(), second.max(), self._labels.max())) + 1
-        ours, theirs, labels = first[differs], second[differs], self._labels[differs]
+        differs = np.any([own != other for own, other in zip(first, second, strict=True)], axis=0)
         swaps = np.random.default_rng((self._seed, 1)).integers(
-            2, size=(1 + RESAMPLES, len(labels)), dtype=np.uint8
+            2, size=(1 + RESAMPLES, int(differs.sum())), dtype=np.uint8
         )
         swaps[0] = 0
+        found = [self._of_pair(own, other, differs, swaps) for own, other in zip(first, second, strict=True)]
+        return np.asarray(np.mean(found, axis=0))
+
+    def _of_pair(
+        self, first: Labels, second: Labels, differs: NDArray[np.bool_], swaps: NDArray[np.uint8]
+    ) -> NDArray[np.float64]:
+        """The difference of two runs (R,), with predictions of the samples that may differ swapped (R, M)."""
+        classes = int(max(first.max(), second.max(), self._labels.max())) + 1
+        ours, theirs, labels = first[differs], second[differs], self._labels[differs]
         rows, one = np.arange(len(labels)), np.eye(classes, dtype=np.float32)
         right = np.zeros((len(labels), classes), np.float32)
         right[rows, labels] = (theirs == labels).astype(np.float32) - (ours == labels)

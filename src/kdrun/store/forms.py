@@ -228,6 +228,12 @@ class Bound(Form):
     above: Number | None
     at_most: Number | None
 
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.above is None and self.at_most is None:
+            raise ValueError("a bound without a number")
+        return self
+
 
 class Rule(Form):
     """A rule of a tree."""
@@ -250,6 +256,8 @@ class Rules(Form):
     @model_validator(mode="after")
     def _known(self) -> Self:
         features, classes = set(self.features), set(self.classes)
+        if len(self.rules) > 1 and not all(rule.if_ for rule in self.rules):
+            raise ValueError("a rule that is always true stands beside others")
         for rule in self.rules:
             if rule.then not in classes or not features.issuperset(bound.feature for bound in rule.if_):
                 raise ValueError("a rule names what is not there")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -103,7 +103,7 @@ class Shelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         while True:
-            begun = Path(tempfile.mkdtemp(MAKING, f".{key}.", self.folder))
+            begun = self._new(key)
             try:
                 with open(begun / LOCK, "w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -112,6 +112,14 @@ class Shelf:
                         return
             finally:
                 shutil.rmtree(begun, ignore_errors=True)
+
+    def _new(self, key: str) -> Path:
+        """A folder that nobody has, with the permissions of any other: what is kept may be read by all who share it."""
+        while True:
+            place = self.folder / f".{key}.{secrets.token_hex(4)}{MAKING}"
+            with suppress(FileExistsError):
+                place.mkdir()
+                return place
 
     def _sweep(self) -> None:
         """Take away what processes that were killed left behind; what has no lock yet is left to ``clean``."""
@@ -132,7 +140,7 @@ class Shelf:
                     raise
             if self.find(place.name) is not None:
                 return None
-            aside = Path(tempfile.mkdtemp(MAKING, f".{place.name}.", self.folder))
+            aside = self._new(place.name)
             with suppress(FileNotFoundError):  # another process took it away
                 os.replace(place, aside)
             shutil.rmtree(aside, ignore_errors=True)

@@ -52,6 +52,33 @@ def ce(student, teacher, batch, loss):
     return np.mean(cross_entropies(logits(student), batch.labels))
 
 
+def ps_kd(student, teacher, batch, loss):
+    """In the first epoch, which has no past."""
+    return ce(student, teacher, batch, loss)
+
+
+def of_peers(student, batch, loss):
+    """The logits of the student and of each of its peers."""
+    return [logits(student), *(array(peer(batch.views["input"])) for peer in loss.peers)]
+
+
+def mutual(student, teacher, batch, loss):
+    ours, *theirs = of_peers(student, batch, loss)
+    return np.mean(
+        [kl(softmax(z), softmax(row)) for peer in theirs for z, row in zip(peer, ours, strict=True)]
+    )
+
+
+def kdcl(student, teacher, batch, loss):
+    said = of_peers(student, batch, loss)
+    total = 0
+    for place, label in enumerate(batch.labels.tolist()):
+        rows = [z[place] for z in said]
+        together = np.min([row - row[label] for row in rows], axis=0)
+        total += 4 * kl(softmax(together / 2), softmax(rows[0] / 2))
+    return total / len(batch)
+
+
 def tf_kd_reg(student, teacher, batch, loss):
     z = logits(student)
     size, classes = z.shape
@@ -297,6 +324,9 @@ def wkd_feature(student, teacher, batch, loss):
 
 CLOSED_FORM = {
     "ce": ce,
+    "ps-kd": ps_kd,
+    "mutual": mutual,
+    "kdcl": kdcl,
     "tf-kd-reg": tf_kd_reg,
     "kd": DIVERGENCE["forward-kl"],
     "hard": hard,

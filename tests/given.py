@@ -88,7 +88,18 @@ def mapped(said, change):
 
 def batch_of(size=SIZE, labels=None, mix=None):
     labels = torch.arange(size) % CLASSES if labels is None else torch.tensor(labels)
-    return Batch({}, labels, torch.arange(size), mix)
+    seen = torch.randn(size, 3, generator=torch.Generator().manual_seed(7))
+    return Batch({"input": seen}, labels, torch.arange(size), mix)
+
+
+class Twin(nn.Linear):
+    """A network like the student, from other first weights."""
+
+    def __init__(self, number):
+        super().__init__(3, CLASSES)
+        draw = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(CLASSES, 3, generator=draw))
 
 
 def teacher_state(shapes):
@@ -142,6 +153,8 @@ def build(config, student=None, teacher=TEACHER, size=SIZE):
         state,
         "head",
         lambda: survey(teacher),
+        "input",
+        Twin,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -105,7 +105,7 @@ def built(term, case, arrays, dtype):
             )
         labels_of_all = torch.arange(samples) % 2
         return Context(
-            batch, student, said, samples, len(centres), size, labels_of_all, state, "head", survey
+            batch, student, said, samples, len(centres), size, labels_of_all, state, "head", survey, "", None
         )
 
     loss_class = LOSSES[term.config["kind"]]

@@ -15,6 +15,7 @@ import closed_relations
 import kdrun.losses
 from given import (
     CLASSES,
+    SAMPLES,
     SIZE,
     STUDENT,
     TEACHER,
@@ -77,6 +78,9 @@ VARIANTS = [
     {"kind": "cat-kd", "normalized": False, "resolution": 1},
     {"kind": "srrl", "student_layer": "embedding", "teacher_layer": "embedding"},
     {"kind": "wkd-feature", "grid": 2},
+    {"kind": "mutual", "peers": 2},
+    {"kind": "kdcl", "together": "best"},
+    {"kind": "kdcl", "together": "mean", "peers": 3},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_config = pytest.mark.parametrize(
@@ -136,8 +140,18 @@ def test_the_neighbours_of_cc_are_their_closed_form():
 
 # ------------------------------------------------------------------------------------- promises of all losses
 
-SEES_LABELS = {"ce", "tf-kd-reg"}
-LABELS_MATTER = SEES_LABELS | {"dkd", "nkd", "wsld", "rld", "ca-mkd", "ca-mkd-feature", "nd", "wkd-logit"}
+SEES_LABELS = {"ce", "tf-kd-reg", "ps-kd"}
+LABELS_MATTER = SEES_LABELS | {
+    "kdcl",
+    "dkd",
+    "nkd",
+    "wsld",
+    "rld",
+    "ca-mkd",
+    "ca-mkd-feature",
+    "nd",
+    "wkd-logit",
+}
 AT_TEACHER = {
     "hint": {"adapter": "none"},
     "ft": {"adapter": "none"},
@@ -160,6 +174,8 @@ MINIMUM_ELSEWHERE = {
     "split-balance": "gates that send half of the samples each way",
     "pad": "an uncertainty of its own",
     "ca-mkd-feature": "adapters that cannot be left out",
+    "mutual": "what its peers say",
+    "kdcl": "what all peers say together",
 }
 """Losses that want something else than what the teacher gives, and what."""
 
@@ -291,7 +307,7 @@ def test_target_minimises_the_loss(kind):
     target = None if is_joint(kind) else loss.target(teacher, batch)
     assert loss.has_target() == (target is not None)
     if target is None:
-        assert kind not in SEES_LABELS | {"hard", "kd", "logit-mse", "ttm", "wttm"}
+        assert kind not in (SEES_LABELS | {"hard", "kd", "logit-mse", "ttm", "wttm"}) - {"ps-kd"}
         return
     assert target.sum(dim=1).detach() == pytest.approx(torch.ones(SIZE).numpy(), rel=1e-5)
     if kind in ("rld", "mlkd"):  # several temperatures: no one distribution at one of them
@@ -356,7 +372,7 @@ def test_order_of_the_batch_does_not_matter(config):
     if config["kind"] == "crd":
         places = loss.compared(batch)
         loss.compared = lambda batch: places[batch.index]
-    shuffled = Batch({}, batch.labels[order], batch.index[order])
+    shuffled = batch.rows(order)
     state = {name: value.clone() for name, value in loss.state_dict().items()}
     expected = loss(student, teacher, batch).item()
     loss.load_state_dict(state)
@@ -530,6 +546,132 @@ def test_ce_under_mixup_weighs_both_labels():
 def test_ce_target_smooths_and_leaves_hidden_rows_empty():
     target = build({"kind": "ce", "label_smoothing": 0.5}).target(None, batch_of(2, labels=[1, HIDDEN]))
     assert target.tolist() == [pytest.approx([0.1, 0.6, 0.1, 0.1, 0.1]), [0, 0, 0, 0, 0]]
+
+
+def test_ps_kd_learns_from_what_was_said_an_epoch_ago_more_and_more():
+    loss, draw = build({"kind": "ps-kd", "share": 0.6}), np.random.default_rng(0)
+    said = draw.normal(size=(3, SAMPLES, CLASSES)).astype(np.float32)
+    labels = np.arange(SAMPLES) % CLASSES
+    hot = np.eye(CLASSES)[labels]
+    for epoch in range(3):
+        loss.begin(epoch, 3)
+        if epoch == 1:  # a resume tells it again
+            loss.load_state_dict(loss.state_dict())
+            loss.begin(epoch, 3)
+        for rows in (slice(0, 7), slice(7, SAMPLES - 1)):  # an epoch leaves out its last sample
+            batch = Batch({}, torch.from_numpy(labels[rows]), torch.arange(SAMPLES)[rows])
+            value = loss(Outputs(torch.from_numpy(said[epoch, rows])), None, batch).item()
+            share = 0.6 * (epoch + 1) / 3
+            past = softmax(said[epoch - 1, rows]) if epoch else hot[rows]
+            wanted = (1 - share) * hot[rows] + share * past
+            expected = -(wanted * np.log(softmax(said[epoch, rows]))).sum(axis=1).mean()
+            assert value == pytest.approx(expected, rel=1e-5)
+    last = Batch({}, torch.tensor([labels[-1]]), torch.tensor([SAMPLES - 1]))
+    value = loss(Outputs(torch.from_numpy(said[2, -1:])), None, last).item()
+    assert value == pytest.approx(-np.log(softmax(said[2, -1:])[0, labels[-1]]), rel=1e-5)
+
+
+def test_ps_kd_looks_at_labelled_samples_only_and_remembers_nothing_of_others():
+    loss, student = build({"kind": "ps-kd"}), outputs(STUDENT, 4, seed=1)
+    some = loss(student, None, batch_of(4, labels=[0, HIDDEN, 3, HIDDEN]))
+    known = Outputs(student.logits[[0, 2]])
+    expected = build({"kind": "ce"})(known, None, batch_of(2, labels=[0, 3]))
+    assert some.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.begin(1, 2)
+    remembered = loss.past[:4]
+    torch.testing.assert_close(remembered[[0, 2]], student.logits[[0, 2]].softmax(1).detach())
+    assert not remembered[[1, 3]].any()
+    broken = Outputs(torch.full((2, CLASSES), torch.inf, requires_grad=True))
+    value = loss(broken, None, batch_of(2, labels=[HIDDEN, HIDDEN]))
+    value.backward()
+    assert value == 0 and not broken.logits.grad.any()
+
+
+def test_ps_kd_remembers_of_mixed_samples_those_that_are_mostly_themselves():
+    loss, student = build({"kind": "ps-kd"}), outputs(STUDENT, 3, seed=1)
+    mix = Mix(torch.tensor([1, 0, 2]), torch.tensor([0.8, 0.3, 1.0]))
+    loss(student, None, batch_of(3, labels=[0, 1, HIDDEN], mix=mix))
+    torch.testing.assert_close(loss.now[0], student.logits[0].softmax(0).detach())
+    assert not loss.now[1:].any()
+
+
+def test_ps_kd_remembers_what_was_said_last_of_a_sample_that_stands_in_a_batch_twice():
+    loss, student = build({"kind": "ps-kd"}), outputs(STUDENT, 5, seed=1)
+    batch = Batch({}, torch.tensor([0, 1, 0, HIDDEN, 2]), torch.tensor([4, 1, 4, 4, 9]))
+    loss(student, None, batch)
+    said = student.logits.softmax(1).detach()
+    torch.testing.assert_close(loss.now[[4, 1, 9]], said[[2, 1, 4]])
+
+
+def test_ps_kd_under_mixup_weighs_both_labels_and_both_pasts():
+    loss, student = build({"kind": "ps-kd", "share": 1}), outputs(STUDENT, 2, seed=1)
+    loss.begin(1, 2)
+    loss.past[:2] = torch.eye(CLASSES)[[3, 4]]
+    batch = batch_of(2, labels=[0, 1], mix=Mix(torch.tensor([1, 0]), torch.tensor([0.7, 0.7])))
+    wanted = np.zeros((2, CLASSES))
+    wanted[0, [3, 4]], wanted[1, [4, 3]] = (0.7, 0.3), (0.7, 0.3)
+    expected = -(wanted * np.log(softmax(array(student.logits)))).sum(axis=1).mean()
+    assert loss(student, None, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def said_by_peers(loss, batch):
+    return [peer(batch.views["input"]) for peer in loss.peers]
+
+
+@pytest.mark.parametrize("config", [{"kind": "mutual"}, {"kind": "kdcl", "together": "mean"}])
+def test_a_student_that_says_what_its_peer_says_has_nothing_to_learn_of_it(config):
+    loss, batch = build(config), batch_of()
+    (theirs,) = said_by_peers(loss, batch)
+    like = Outputs(theirs.detach().clone().requires_grad_())
+    value, (slope, *_) = gradients(loss, like, None, batch)
+    assert value == pytest.approx(0, abs=1e-6) and slope.abs().max() < 1e-6
+    assert loss(outputs({}, seed=1), None, batch) > 0.1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, HIDDEN, 2, HIDDEN], [HIDDEN] * 4])
+def test_each_peer_learns_the_labels_and_of_all_others(labels, smoothing):
+    loss = build({"kind": "mutual", "peers": 2, "label_smoothing": smoothing})
+    batch, student = batch_of(4, labels), outputs({}, 4, seed=1)
+    loss(student, None, batch).backward()
+    said = [student.logits.detach(), *(z.detach() for z in said_by_peers(loss, batch))]
+    for place, peer in enumerate(loss.peers, start=1):
+        z = said[place].clone().requires_grad_()
+        others = [softmax(array(said[k])) for k in range(3) if k != place]
+        p = torch.from_numpy(np.mean(others, axis=0)).float()  # its gradient is that of the mean
+        value = torch.nn.functional.cross_entropy(z, p)
+        if seen := [(row, label) for row, label in enumerate(labels) if label != HIDDEN]:
+            rows, classes = (torch.tensor(part) for part in zip(*seen, strict=True))
+            value = value + torch.nn.functional.cross_entropy(z[rows], classes, label_smoothing=smoothing)
+        value.backward()
+        torch.testing.assert_close(peer.weight.grad, z.grad.T @ batch.views["input"], rtol=1e-4, atol=1e-6)
+
+
+def test_peers_under_mixup_learn_both_labels():
+    mix = Mix(torch.tensor([1, 0]), torch.tensor([0.7, 0.2]))
+    loss, batch = build({"kind": "mutual"}), batch_of(2, [0, 3], mix)
+    (z,) = said_by_peers(loss, batch)
+    z = z.detach().requires_grad_()
+    student = Outputs(z.detach().clone().requires_grad_())
+    loss(student, None, batch).backward()
+    log_p = z.log_softmax(1)
+    wanted = 0.7 * log_p[0, 0] + 0.3 * log_p[0, 3] + 0.2 * log_p[1, 3] + 0.8 * log_p[1, 0]
+    (-wanted / 2).backward()
+    expected = z.grad.T @ batch.views["input"]
+    torch.testing.assert_close(loss.peers[0].weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_kdcl_takes_for_each_sample_the_network_that_explains_its_label_best():
+    loss, batch = build({"kind": "kdcl", "together": "best"}), batch_of()
+    (theirs,) = (array(z) for z in said_by_peers(loss, batch))
+    student = outputs({}, seed=1)
+    ours, expected = array(student.logits), 0
+    for row, label in enumerate(batch.labels.tolist()):
+        if softmax(theirs[row])[label] > softmax(ours[row])[label]:
+            p, q = softmax(theirs[row] / 2), softmax(ours[row] / 2)
+            expected += 4 * (p * np.log(p / q)).sum() / SIZE
+    assert expected > 0.1
+    assert loss(student, None, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_teacher_may_rule_out_classes():

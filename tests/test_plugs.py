@@ -18,7 +18,7 @@ from kdrun.optimization import Stage, stage_at
 from kdrun.plan import plan
 from kdrun.registry import LOSSES
 from kdrun.schedules import AnyWeightSchedule
-from support import Ears, checked, experiment, problems, run, students
+from support import Ears, checked, experiment, problems, results, run, students
 
 TABLE = """
 name: plugs
@@ -125,10 +125,10 @@ def test_of_several_teachers_the_mean_probability_is_masked():
     assert kept(Mask(kind="teacher-confident"), [sure, unsure], batch).tolist() == [False]
 
 
-def term(config, losses=1):
+def term(config, losses=1, shares=None):
     loss_class = LOSSES[config["kind"]]
     checked_config = loss_class.Config.model_validate(config)
-    return Term(checked_config, [loss_class(checked_config) for _ in range(losses)], {})
+    return Term(checked_config, [loss_class(checked_config) for _ in range(losses)], {}, shares)
 
 
 def test_a_masked_term_is_the_sum_over_the_kept_samples_divided_by_all():
@@ -167,29 +167,124 @@ def teachers(count=3, size=5):
     return logits, [Outputs(each) for each in logits]
 
 
+def together(combine, outputs, temperature=1.0, batch=None, shares=None, **options):
+    """The probabilities that `kd` wants where several teachers are combined."""
+    names = [f"t{number}" for number in range(len(outputs))]
+    config = {"kind": "kd", "teacher": names, "combine": combine, "temperature": temperature} | options
+    taught = dict(zip(names, outputs, strict=True))
+    size = len(outputs[0].logits)
+    batch = batch or Batch({}, torch.zeros(size, dtype=torch.int64), torch.arange(size))
+    return term(config, shares=shares).target(taught, batch)
+
+
+def test_the_mean_is_of_probabilities_or_of_logits():
+    logits, outputs = teachers()
+    for temperature in (1.0, 2.0, 7.0):
+        mean = (logits / temperature).softmax(-1).mean(0)
+        torch.testing.assert_close(together("mean", outputs, temperature), mean)
+    torch.testing.assert_close(together("mean-logits", outputs, 3.0), (logits.mean(0) / 3).softmax(-1))
+
+
 def test_fixed_weights_are_shares_of_probabilities():
     logits, outputs = teachers()
-    config = LossConfig(kind="kd", teacher=["a", "b", "c"], combine="fixed", teacher_weights=[2.0, 1.0, 1.0])
-    together = combined(outputs, config, 3.0).logits
+    found = together("fixed", outputs, 3.0, teacher_weights=[2.0, 1.0, 1.0])
     p = (logits / 3).softmax(-1)
-    torch.testing.assert_close((together / 3).softmax(-1), 0.5 * p[0] + 0.25 * p[1] + 0.25 * p[2])
+    torch.testing.assert_close(found, 0.5 * p[0] + 0.25 * p[1] + 0.25 * p[2])
 
 
 def test_entropy_weighs_each_sample_s_teachers_by_how_sure_they_are():
     logits, outputs = teachers()
-    config = LossConfig(kind="kd", teacher=["a", "b", "c"], combine="entropy")
-    together = combined(outputs, config, 2.0).logits
     p, sharp = (logits / 2).softmax(-1), logits.softmax(-1)
     entropy = -(sharp * sharp.log()).sum(-1)
     weights = (1 - entropy / entropy.sum(0)) / 2
     assert weights.sum(0) == pytest.approx(np.ones(5))
-    torch.testing.assert_close((together / 2).softmax(-1), (weights[..., None] * p).sum(0))
+    torch.testing.assert_close(together("entropy", outputs, 2.0), (weights[..., None] * p).sum(0))
 
 
 def test_teachers_that_are_all_sure_count_alike():
-    outputs = [said([1e4, 0]), said([0, 1e4])]
-    together = combined(outputs, LossConfig(kind="kd", teacher=["a", "b"], combine="entropy"), 1.0).logits
-    assert together.softmax(-1).tolist() == [[0.5, 0.5]]
+    assert together("entropy", [said([1e4, 0]), said([0, 1e4])]).tolist() == [[0.5, 0.5]]
+
+
+def test_the_best_teacher_of_a_batch_is_the_one_that_explains_its_labels_best():
+    right, wrong = said([2, 0], [0, 2], [0, 9]), said([0, 2], [2, 0], [0, 0])
+    batch = Batch({}, torch.tensor([0, 1, HIDDEN]), torch.arange(3))
+    for outputs in ([right, wrong], [wrong, right]):
+        torch.testing.assert_close(together("best", outputs, 2.0, batch), (right.logits / 2).softmax(-1))
+
+
+def test_where_no_label_is_seen_the_surest_teacher_is_the_best():
+    sure, unsure = said([5, 0], [0, 5]), said([1, 0], [0, 1])
+    batch = Batch({}, torch.tensor([HIDDEN, HIDDEN]), torch.arange(2))
+    torch.testing.assert_close(together("best", [unsure, sure], 1.0, batch), sure.logits.softmax(-1))
+
+
+def test_a_random_teacher_is_one_of_them_and_another_in_another_step():
+    logits, outputs = teachers()
+    seen = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        found = together("random", outputs)
+        [which] = [i for i, z in enumerate(logits) if torch.allclose(found, z.softmax(-1), atol=1e-6)]
+        seen.append(which)
+    assert sorted(set(seen)) == [0, 1, 2] and min(map(seen.count, range(3))) > 8
+
+
+def test_the_best_teacher_is_chosen_by_what_it_says_of_its_own_samples():
+    """Also where all that the student hears is shuffled."""
+    right, unsure = said([9, 0], [0, 9], [9, 0]), said([0, 0], [0, 0], [0, 0])
+    batch = Batch({}, torch.tensor([0, 1, 0]), torch.arange(3))
+    for seed in range(9):
+        torch.manual_seed(seed)
+        found = together("best", [unsure, right], 1.0, batch, shuffle_teacher=True)
+        assert (found.amax(dim=1) > 0.99).all()
+
+
+@pytest.mark.parametrize("combine", ["best", "random"])
+def test_one_teacher_of_a_step_is_one_for_every_view_and_of_losses_one(combine):
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 6, 3, generator=draw)
+    outputs = [Outputs(one, {"f": one}, {"strong": Outputs(-one)}) for one in logits]
+    batch = Batch({}, logits[1].argmax(1), torch.arange(6))
+    config = LossConfig(kind="kd", teacher=["a", "b"], combine=combine)
+    taught = {"a": outputs[0], "b": outputs[1]}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        weigh = Term(config, [], {})._weigh(taught, batch)
+        both = combined(outputs, config, 2.0, weigh)
+        assert torch.equal(
+            both.logits, logits[weigh(logits).argmax()]
+        )  # its very logits, not such of its softmax
+        assert torch.equal(both.views["strong"].logits, -both.logits)
+        apart = term({"kind": "logit-mse", "teacher": ["a", "b"], "combine": combine}, losses=2)
+        torch.manual_seed(seed)
+        value = apart(Outputs(torch.zeros(6, 3)), taught, batch)
+        each = (logits**2).mean(dim=(1, 2))
+        assert value.item() == pytest.approx(each[weigh(logits).argmax()].item(), rel=1e-5)
+        assert combine == "random" or weigh(logits).tolist() == [[0], [1]]
+
+
+def test_fitted_weights_explain_the_validation_labels_best_and_are_told(tmp_path):
+    method = "{name: m, use: kd, teacher: [a, b], combine: fitted}"
+    ears = Ears()
+    experiment(with_methods(method), tmp_path, "dataset.validation=0.2", console=ears).run()
+    found = results(tmp_path)
+    weights = found["students/student/m/seed-0"].manifest["teacher_weights"]["kd"]
+    assert list(weights) == ["a", "b"] and sum(weights.values()) == pytest.approx(1)
+    told = ", ".join(f"{name} {share:.2f}" for name, share in weights.items())
+    assert ears.heard.count(f"student/m: kd weighs its teachers: {told}") == 1
+    made, taught_by, dataset, _ = students(with_methods(method), "dataset.validation=0.2")
+    batches = list(dataset.split("validation"))
+    labels = torch.cat([batch.labels for batch in batches])
+    p = torch.stack(
+        [torch.cat([taught_by[name](batch).logits for batch in batches]).softmax(1) for name in "ab"]
+    )[:, torch.arange(len(labels)), labels].double()
+    shares = made["m"].objective.fitted_shares["kd"]
+
+    def explained(share):
+        return (share * p[0] + (1 - share) * p[1]).log().mean().item()
+
+    most = max(map(explained, np.linspace(0, 1, 101)))
+    assert explained(shares["a"]) >= most - 1e-7
 
 
 @pytest.mark.parametrize(("combine", "weights"), [("mean-loss", None), ("fixed", [3.0, 1.0])])
@@ -465,8 +560,8 @@ def test_a_second_view_is_augmented_by_itself_and_reaches_the_loss():
 def test_two_teachers_are_combined_view_by_view():
     outputs = [Outputs(logits, views={"strong": Outputs(-logits)}) for logits in teachers()[0]]
     config = LossConfig(kind="mlkd", teacher=["a", "b", "c"], combine="mean-logits")
-    together = combined(outputs, config, 1.0)
-    torch.testing.assert_close(together.views["strong"].logits, -together.logits)
+    both = combined(outputs, config, 1.0, weigh=lambda logits: logits)
+    torch.testing.assert_close(both.views["strong"].logits, -both.logits)
 
 
 # --------------------------------------------------------------------------------------------- errors
@@ -512,6 +607,10 @@ def test_two_teachers_are_combined_view_by_view():
         (
             "{name: m, use: kd, teacher: [a, b], combine: fixed, set: {kd.teacher_weights: [0, 0]}}",
             "all weights are 0",
+        ),
+        (
+            "{name: m, use: kd, teacher: [a, b], combine: fitted}",
+            "the weights are fitted to the validation share, and there is none; add `validation: 0.1`",
         ),
         (
             "{name: m, use: rkd, teacher: [a, b], combine: entropy}",

@@ -360,6 +360,33 @@ def test_a_fitted_temperature_is_the_one_that_was_put_in(truth):
     assert scores.fitted_temperature(logits * truth, labels) == pytest.approx(truth, rel=0.03)
 
 
+@pytest.mark.parametrize(("first", "second"), [(6, 4), (3, 5), (10, 0), (19, 1)])
+def test_the_weights_of_a_mixture_are_those_of_the_closed_form(first, second):
+    """Of two models that give 0.9 to the labels that they know, and 0.1 to those that the other knows."""
+    knows = np.array([0.9, 0.1]).repeat([first, second])
+    expected = np.clip((0.9 * first - 0.1 * second) / (0.8 * (first + second)), 0, 1)
+    found = scores.mixture(np.log([knows, 1 - knows]))
+    assert found == pytest.approx([expected, 1 - expected], abs=1e-4)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(1, 40))
+def test_no_other_mixture_explains_the_labels_better(seed, models, samples):
+    draw = np.random.default_rng(seed)
+    log_p = -4 * draw.exponential(size=(models, samples))
+
+    def explained(weights):
+        return np.log(weights @ np.exp(log_p)).mean()
+
+    found = scores.mixture(log_p)
+    assert found.sum() == pytest.approx(1) and found.min() >= 0
+    others = [*np.eye(models), np.full(models, 1 / models), *draw.dirichlet(np.ones(models), 20)]
+    assert all(explained(other) <= explained(found) + 1e-6 for other in others)
+
+
+def test_models_that_rule_a_label_out_are_no_trouble_to_a_mixture():
+    assert scores.mixture(np.array([[-2000.0, -1900.0], [-1999.0, -3000.0]])).sum() == pytest.approx(1)
+
+
 def test_a_fitted_temperature_is_a_minimum():
     logits, _ = logits_of(0)
     labels = np.where(np.arange(500) % 3, logits.argmax(axis=1), np.arange(500) % 5)

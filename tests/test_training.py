@@ -19,7 +19,6 @@ from kdrun.contracts import HIDDEN, Loss, LossConfig, Outputs
 from kdrun.data.base import SampleSet
 from kdrun.errors import TrainingError
 from kdrun.models import Frozen
-from kdrun.objective import combined
 from kdrun.optimization import Training, load_optimizer_tensors, merged, optimizer_tensors
 from kdrun.plan import plan
 from kdrun.store import checkpoints, read_json
@@ -601,19 +600,6 @@ def test_a_chain_is_trained_from_its_first_link_on(tmp_path, monkeypatch):
     run(CHAIN, tmp_path)
     assert trained == ["big/seed 0", "helper/kd/seed 0", "small/alone/seed 1", "small/kd/seed 1"]
     assert results(tmp_path)["teachers/helper/seed-0"].manifest["method"] == "kd"
-
-
-def test_the_mean_of_several_teachers():
-    logits = 4 * torch.randn(3, 16, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    said = [Outputs(each) for each in logits]
-    for temperature in (1.0, 2.0, 7.0):
-        together = combined(said, LossConfig(kind="kd"), temperature).logits
-        mean = (logits / temperature).softmax(-1).mean(0)
-        torch.testing.assert_close((together / temperature).softmax(-1), mean)
-        torch.testing.assert_close(together, temperature * mean.log())
-    torch.testing.assert_close(
-        combined(said, LossConfig(kind="kd", combine="mean-logits"), 3.0).logits, logits.mean(0)
-    )
 
 
 def test_a_term_with_two_teachers_asks_for_their_mean_at_its_temperature():

@@ -975,6 +975,13 @@ WRONG = {
         ["methods.soft={name: soft, losses: [ce, {kind: rkd, weight: 2}]}"],
         "methods.soft.losses.rkd: 'rkd' gives no class probabilities",
     ),
+    "one teacher in each step": (
+        [
+            "teachers.other={model: mlp, seed: 1}",
+            "methods.soft={name: soft, use: kd, combine: random, teacher: [teacher, other]}",
+        ],
+        "'random' takes a teacher in each step, and 'student' (tree) is fitted at once; use mean, fitted or entropy",
+    ),
     "a schedule of its own": (
         ["student.training={optimizer: sgd, epochs: 3}"],
         "students.student.training: 'tree' is fitted at once, so `optimizer` says nothing; remove it",

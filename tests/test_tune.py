@@ -322,7 +322,9 @@ def test_every_published_method_can_have_the_values_that_are_tried(name):
     two = BASE.replace("teacher: {", "teachers: {one: {model: mlp, seed: 1}, two: {").replace(
         "[24]}}", "[24]}}}"
     )
-    teacher = "" if name in ("ce", "label-smoothing", "tf-kd-reg") else ", teacher: one"
+    teacher = (
+        "" if name in ("ce", "label-smoothing", "tf-kd-reg", "ps-kd", "mutual", "kdcl") else ", teacher: one"
+    )
     joint = name in ("aekd", "ca-mkd", "ebkd")
     text = two.split("methods:")[0] + f"methods: [{{name: it, use: {name}{teacher * (not joint)}}}]"
     read = checked(text)

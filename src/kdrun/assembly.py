@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -189,6 +190,9 @@ def make_student(
     def survey(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
         return ((as_seen(batch), teacher.of_training(batch)) for batch in dataset.split("train"))
 
+    def validation(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
+        return ((batch, teacher(batch)) for batch in dataset.split("validation"))
+
     dry = as_seen(next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device))
     around = Surroundings(
         student=network,
@@ -200,6 +204,8 @@ def make_student(
         labels=labels,
         seed=run.seed,
         survey=survey,
+        validation=validation,
+        twin=_twins(run, dataset.spec, device),
         label_smoothing=run.training.label_smoothing,
     )
     return fitted_of(run, around) if run.way == "fitted" else student_of(run, around, dataset.steps(run.draw))
@@ -222,8 +228,20 @@ def dry_surroundings(
         labels=whole.labels,
         seed=run.seed,
         survey=lambda teacher: [(dry, teacher(dry))],
+        validation=lambda teacher: [(dry, teacher(dry))],
+        twin=_twins(run, spec, network.device),
         label_smoothing=run.training.label_smoothing,
     )
+
+
+def _twins(run: Run, spec: Spec, device: torch.device) -> Callable[[str, int], Model]:
+    """What makes networks of a run's architecture that start from weights of their own, for a term by number."""
+
+    def twin(label: str, number: int) -> Model:
+        other = replace(run.without_files(), seed=derive(run.seed, "twin", label, number))
+        return fresh_network(other, spec, device).model
+
+    return twin
 
 
 def student_of(run: Run, around: Surroundings, steps: int) -> Student:

@@ -194,6 +194,7 @@ class Seat:
             "resolved": self.resolved,
             "protocol": self._protocol(len(predictions["labels"])),
             "train_seconds": self.student.seconds if learnt else 0.0,
+            "teacher_weights": self.student.objective.fitted_shares if learnt else {},
         }
         extras = dict(self.student.extras) if learnt else {}
         if isinstance(network.model, models.Tree):
@@ -268,6 +269,10 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
         seat.enrol(teachers)
     faculty = Faculty(teachers, first.dataset, store.shelf, first.console)
     faculty.staff({seat.student: seat.run for seat in seats})
+    for seat in seats:
+        for term, shares in seat.student.objective.fitted_shares.items():
+            told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+            first.console.say_once(f"{seat.run.name}/{seat.run.method}: {term} weighs its teachers: {told}")
     students = {seat.student: seat for seat in seats if isinstance(seat.student, Student)}
     if students and first.run.training.precision == "auto":
         first.console.say_once(f"`precision: auto` is {first.resolved['precision']} here, on {first.device}")

@@ -30,7 +30,10 @@ HIDDEN = -1
 
 Split = Literal["train", "validation", "test"]
 Arithmetic = Literal["fp32", "bf16", "bf16 autocast"]
-Combine = Literal["mean", "mean-logits", "mean-loss", "fixed", "entropy"]
+Combine = Literal["mean", "mean-logits", "mean-loss", "fixed", "fitted", "entropy", "best", "random"]
+
+ONE_OF_THEM = ("best", "random")
+"""Ways to combine several teachers that hear one of them in each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +247,10 @@ class LossConfig(Schema):
     teacher: str | list[str] | None = None
     """the teacher, or teachers, of this term; with one teacher in the config it need not be said"""
     combine: Combine = "mean"
-    """several teachers: the mean of probabilities (mean, fixed, entropy), logits (mean-logits) or losses (mean-loss)"""
+    """several teachers: the mean of their logits (mean-logits), their losses (mean-loss) or else their probabilities:
+    each alike (mean), by `teacher_weights` (fixed), by what explains the validation labels best (fitted), or by how
+    sure each is of a sample (entropy); or one teacher in each step, the one that explains its labels best, and
+    without any label the surest (best), or any (random)"""
     teacher_weights: list[Annotated[float, Field(ge=0)]] | None = Field(default=None, min_length=2)
     """combine: fixed: a weight for each of the term's teachers, in their order; only their ratios count"""
     shuffle_teacher: bool = False
@@ -275,7 +281,8 @@ class Context:
     tapped; ``samples`` and ``classes`` count the training set's, ``batch_size`` the samples of every step;
     ``labels`` are the training labels as the student sees them; ``teacher_state`` the teacher's weights and
     statistics, read-only, and ``teacher_head`` the name of its classifier. ``survey`` goes once over the training
-    set, not augmented, with the labels that the student sees and the teacher's outputs.
+    set, not augmented, with the labels that the student sees and the teacher's outputs. ``view`` is what the student
+    looks at, and ``twin`` makes networks of its architecture that start from other weights, by their number from 1 on.
     """
 
     batch: Batch
@@ -288,6 +295,8 @@ class Context:
     teacher_state: Mapping[str, Tensor]
     teacher_head: str | None
     survey: Callable[[], Iterable[tuple[Batch, Outputs]]]
+    view: str
+    twin: Callable[[int], Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +340,8 @@ class Loss(Component, nn.Module):
 
     family = "loss"
     needs_teacher: ClassVar[bool] = True
+    learns_unlabelled: ClassVar[bool] = False
+    """Whether it learns from samples without a label, though it needs no teacher."""
     on_logits: ClassVar[bool] = True
     """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
     whole_batch: ClassVar[bool] = False

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun import registry
-from kdrun.contracts import HIDDEN, Batch, Context, JointLoss, Loss, LossConfig, Mask, Outputs, Taps
+from kdrun.contracts import (
+    HIDDEN,
+    ONE_OF_THEM,
+    Batch,
+    Context,
+    JointLoss,
+    Loss,
+    LossConfig,
+    Mask,
+    Model,
+    Outputs,
+    Taps,
+)
 from kdrun.errors import Mismatch, did_you_mean
-from kdrun.losses.numerics import certainty
+from kdrun.losses.numerics import bounded, certainty
 from kdrun.models import Frozen, Network
 from kdrun.optimization import Stage, stage_at
 from kdrun.randomness import derive
+from kdrun.statistics.scores import mixture
 from kdrun.taps import LayerTable
 
 Survey = Callable[[Frozen], Iterable[tuple[Batch, Outputs]]]
+Weigh = Callable[[Tensor], Tensor]
+"""What each teacher counts for all samples alike (M, 1), or for each (M, B), by the logits (M, B, C) of all."""
 LEAST_ROWS = 2
 """Samples that a mask must leave; fewer give 0, for BatchNorm and relations need two."""
 
@@ -30,7 +47,8 @@ class Surroundings:
     """What the losses of one student are built from.
 
     ``batch`` is one dry batch, with ``labels`` as the student sees them, like the training set's; ``survey`` goes
-    over the training set with a teacher.
+    over the training set with a teacher, ``validation`` over the validation samples. ``twin`` makes networks like the
+    student's, for a term by number.
     """
 
     student: Network
@@ -42,6 +60,8 @@ class Surroundings:
     labels: Tensor
     seed: int
     survey: Survey
+    validation: Survey
+    twin: Callable[[str, int], Model]
     label_smoothing: float = 0.0
     tables: dict[str, LayerTable] = field(default_factory=dict)
 
@@ -57,12 +77,20 @@ class Term(nn.Module):
 
     factor: Tensor
 
-    def __init__(self, config: LossConfig, losses: Sequence[Loss], taps: Mapping[str, Taps]) -> None:
+    def __init__(
+        self,
+        config: LossConfig,
+        losses: Sequence[Loss],
+        taps: Mapping[str, Taps],
+        shares: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.taps = config, taps
         self.label, self.teachers = config.label, config.teachers
         self.losses = nn.ModuleList(losses)
         self.register_buffer("factor", torch.ones(()), persistent=False)
+        weights = shares or config.teacher_weights or [1.0] * len(config.teachers)
+        self.shares = [weight / sum(weights) for weight in weights]
         self.begin(0, 1)
 
     def begin(self, epoch: int, epochs: int, stage: Stage | None = None) -> None:
@@ -88,29 +116,32 @@ class Term(nn.Module):
         """The weighted term, a scalar; 0 where it weighs nothing."""
         if not self.counts:
             return student.logits.new_zeros(())
+        weigh = self._weigh({name: taught[name] for name in self.teachers}, batch)
         taught = self._heard(taught, batch)
         if self.config.mask is None:
-            return self.factor * self._value(student, taught, batch)
+            return self.factor * self._value(student, taught, batch, weigh)
         rows = kept(self.config.mask, list(taught.values()), batch).nonzero().squeeze(1)
         if len(rows) < LEAST_ROWS:
             return student.logits.new_zeros(())
         some = {name: said.rows(rows) for name, said in taught.items()}
         share = len(rows) / len(batch)
-        return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows))
+        return self.factor * share * self._value(student.rows(rows), some, batch.rows(rows), weigh)
 
     def target(self, taught: Mapping[str, Outputs], batch: Batch) -> Tensor:
         """The class probabilities (B, C) that minimise it; a row's sum is how much of its sample it looks at.
 
         Only terms of a loss that ``has_target`` are asked.
         """
+        weigh = self._weigh({name: taught[name] for name in self.teachers}, batch)
         taught = self._heard(taught, batch)
         targets = [
             loss.target(outputs, batch)  # type: ignore[operator]  # a ModuleList
-            for loss, outputs in zip(self.losses, self._said(taught), strict=True)
+            for loss, outputs in zip(self.losses, self._said(taught, weigh), strict=True)
         ]
+        wanted = self._mean(targets, taught, weigh)
         if self.config.mask is None:
-            return self._mean(targets)
-        return self._mean(targets) * kept(self.config.mask, list(taught.values()), batch)[:, None]
+            return wanted
+        return wanted * kept(self.config.mask, list(taught.values()), batch)[:, None]
 
     def _heard(self, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Outputs]:
         """What its own teachers say, shuffled over the batch where that is asked for."""
@@ -120,35 +151,48 @@ class Term(nn.Module):
             own = {name: said.rows(order) for name, said in own.items()}
         return own
 
-    def _said(self, taught: dict[str, Outputs]) -> list[Any]:
+    def _weigh(self, taught: Mapping[str, Outputs], batch: Batch) -> Weigh:
+        """How its teachers count in this step, the same for further views."""
+        combine, said = self.config.combine, list(taught.values())
+        if combine == "entropy":
+            return lambda logits: certainty(logits) / (len(logits) - 1)
+        if combine in ONE_OF_THEM and len(said) > 1:
+            device = batch.index.device
+            chosen = best(said, batch) if combine == "best" else torch.randint(len(said), (), device=device)
+            one = F.one_hot(chosen, len(said))[:, None]
+            return lambda logits: one.to(logits.dtype)
+        return lambda logits: torch.tensor(self.shares, dtype=logits.dtype, device=logits.device)[:, None]
+
+    def _said(self, taught: dict[str, Outputs], weigh: Weigh) -> list[Any]:
         """What each of its losses is given: one teacher's outputs, those of all together or by name, or None."""
         said: list[Any] = list(taught.values()) or [None]
         if isinstance(self.losses[0], JointLoss):
             return [taught]
         if len(self.losses) < len(said):
-            return [combined(said, self.config, self.losses[0].temperature)]  # type: ignore[arg-type]  # a ModuleList
+            return [combined(said, self.config, self.losses[0].temperature, weigh)]  # type: ignore[arg-type]  # a ModuleList
         return said
 
-    def _value(self, student: Outputs, taught: dict[str, Outputs], batch: Batch) -> Tensor:
-        return self._mean(
-            [
-                (loss.pretrain if self.pretrains else loss)(student, outputs, batch)  # type: ignore[operator]  # a ModuleList
-                for loss, outputs in zip(self.losses, self._said(taught), strict=True)
-            ]
-        )
+    def _value(self, student: Outputs, taught: dict[str, Outputs], batch: Batch, weigh: Weigh) -> Tensor:
+        values = [
+            (loss.pretrain if self.pretrains else loss)(student, outputs, batch)  # type: ignore[operator]  # a ModuleList
+            for loss, outputs in zip(self.losses, self._said(taught, weigh), strict=True)
+        ]
+        return self._mean(values, taught, weigh)
 
-    def _mean(self, values: list[Tensor]) -> Tensor:
+    def _mean(self, values: list[Tensor], taught: Mapping[str, Outputs], weigh: Weigh) -> Tensor:
         """What its losses come to, each counted by its teacher's share."""
         if len(values) == 1:
             return values[0]
-        shares = _shares(self.config, values[0]).view(-1, *[1] * values[0].ndim)
-        return (torch.stack(values) * shares).sum(dim=0)
+        shares = weigh(torch.stack([said.logits for said in taught.values()]))
+        return (torch.stack(values) * shares.view(-1, *[1] * values[0].ndim)).sum(dim=0)
 
 
-def _shares(config: LossConfig, like: Tensor) -> Tensor:
-    """What each teacher counts, (M,): `teacher_weights` divided by their sum, or 1/M."""
-    weights = config.teacher_weights or [1.0] * len(config.teachers)
-    return torch.tensor(weights, dtype=like.dtype, device=like.device) / sum(weights)
+def best(said: Sequence[Outputs], batch: Batch) -> Tensor:
+    """Which of several teachers has the least cross-entropy on a batch's labels; where it has none, the surest one."""
+    logits, labels = torch.stack([bounded(one.logits) for one in said]), batch.main_labels
+    errors = torch.stack([F.cross_entropy(z, labels, ignore_index=HIDDEN, reduction="sum") for z in logits])
+    unsure = torch.special.entr(F.softmax(logits, dim=-1)).sum(dim=(1, 2))
+    return torch.where((labels != HIDDEN).any(), errors, unsure).argmin()
 
 
 def kept(mask: Mask, said: Sequence[Outputs], batch: Batch) -> Tensor:
@@ -161,26 +205,28 @@ def kept(mask: Mask, said: Sequence[Outputs], batch: Batch) -> Tensor:
     return choice == labels if mask.kind == "teacher-correct" else surest >= mask.confidence
 
 
-def combined(said: Sequence[Outputs], config: LossConfig, temperature: float) -> Outputs:
+def combined(said: Sequence[Outputs], config: LossConfig, temperature: float, weigh: Weigh) -> Outputs:
     """Several teachers as one: logits (B, C) whose softmax at ``temperature`` is their mean probability.
 
-    ``fixed`` weighs them by ``teacher_weights``, ``entropy`` by how sure each is of a sample at temperature 1;
-    ``mean-logits`` averages the logits themselves. Further views are combined likewise.
+    ``weigh`` says what each counts; ``mean-logits`` averages the logits themselves. Further views are combined alike.
     """
-    views = {view: combined([one.views[view] for one in said], config, temperature) for view in said[0].views}
-    return Outputs(_combined_logits(said, config, temperature), views=views)
+    views = {
+        view: combined([one.views[view] for one in said], config, temperature, weigh)
+        for view in said[0].views
+    }
+    return Outputs(_combined_logits(said, config, temperature, weigh), views=views)
 
 
-def _combined_logits(said: Sequence[Outputs], config: LossConfig, temperature: float) -> Tensor:
+def _combined_logits(said: Sequence[Outputs], config: LossConfig, temperature: float, weigh: Weigh) -> Tensor:
     logits = torch.stack([outputs.logits for outputs in said])
     if config.combine == "mean-logits":
         return logits.mean(dim=0)
+    if config.combine in ONE_OF_THEM:
+        return torch.where(weigh(logits)[:, :, None] > 0, logits, 0).sum(dim=0)
     log_p = F.log_softmax(logits / temperature, dim=-1)
     if config.combine == "mean":
         return temperature * (log_p.logsumexp(dim=0) - math.log(len(said)))
-    sure = certainty(logits) / (len(said) - 1)
-    shares = _shares(config, logits)[:, None] if config.combine == "fixed" else sure
-    return temperature * (log_p + shares[:, :, None].log()).logsumexp(dim=0)
+    return temperature * (log_p + weigh(logits)[:, :, None].log()).logsumexp(dim=0)
 
 
 def build_term(config: LossConfig, around: Surroundings) -> Term:
@@ -196,7 +242,20 @@ def build_term(config: LossConfig, around: Surroundings) -> Term:
         loss = loss_class(config)
         taps |= _build(loss, group, place, around)
         losses.append(loss.to(around.batch.labels.device))
-    return Term(config, losses, taps).to(around.batch.labels.device)
+    return Term(config, losses, taps, _fitted(config, around)).to(around.batch.labels.device)
+
+
+def _fitted(config: LossConfig, around: Surroundings) -> list[float] | None:
+    """What each teacher counts by the validation samples; None where that is not asked for."""
+    if config.combine != "fitted" or len(config.teachers) < 2:
+        return None
+    likelihoods = []
+    for name in config.teachers:
+        surveyed = around.validation(around.teachers[name])
+        log_p = [F.log_softmax(bounded(said.logits), dim=-1)[range(len(b)), b.labels] for b, said in surveyed]
+        likelihoods.append(torch.cat(log_p).cpu().numpy())
+    shares: list[float] = mixture(np.stack(likelihoods)).tolist()
+    return shares
 
 
 def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Mapping[str, Taps]:
@@ -220,14 +279,14 @@ def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Ma
         around.student.tap(wanted.student, wanted.views)
         if name:
             teachers[name].tap(wanted.teacher, wanted.views)
-    contexts = {name: _context(around, teachers.get(name)) for name in taps}
+    contexts = {name: _context(around, teachers.get(name), loss.config.label) for name in taps}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(around.seed, "adapters", loss.config.label, place))
         loss.build(contexts if joint else next(iter(contexts.values())))  # type: ignore[arg-type]  # of a JointLoss
     return taps
 
 
-def _context(around: Surroundings, teacher: Frozen | None) -> Context:
+def _context(around: Surroundings, teacher: Frozen | None, label: str) -> Context:
     with torch.no_grad():
         seen = around.student.dry(around.batch)
         said = teacher(around.batch) if teacher else None
@@ -242,6 +301,8 @@ def _context(around: Surroundings, teacher: Frozen | None) -> Context:
         teacher_state=teacher.model.state_dict() if teacher else {},
         teacher_head=teacher.model.head if teacher else None,
         survey=lambda: around.survey(teacher) if teacher else (),
+        view=around.student.view,
+        twin=functools.partial(around.twin, label),
     )
 
 
@@ -261,6 +322,15 @@ class Objective(nn.Module):
     def weights(self) -> dict[str, float]:
         """Each term's weight now."""
         return {label: term.weight for label, term in self.named.items()}
+
+    @property
+    def fitted_shares(self) -> dict[str, dict[str, float]]:
+        """What each teacher counts in the terms for which that was fitted, by term and teacher."""
+        return {
+            label: dict(zip(term.teachers, term.shares, strict=True))
+            for label, term in self.named.items()
+            if term.config.combine == "fitted" and len(term.teachers) > 1
+        }
 
     @property
     def of_teachers(self) -> list[str]:

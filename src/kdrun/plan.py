@@ -232,9 +232,9 @@ def plan(config: Config, dataset: Dataset) -> Plan:
 def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     """A student's runs of one seed, with the epochs of those that are to cost what the dearest other one costs.
 
-    Counted are multiply-accumulates: three passes of the student for each sample of a step, and one of each of its
-    teachers for each view that it is shown; not the losses', nor their adapters', nor what a teacher costs that is
-    fitted at once, since only its samples decide that.
+    Counted are multiply-accumulates: three passes of the student and of its peers for each sample of a step, and one of
+    each of its teachers for each view that it is shown; not the losses', nor their adapters', nor what a teacher costs
+    that is fitted at once, since only its samples decide that.
     """
     matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:
@@ -257,7 +257,8 @@ def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
         samples = min(samples, labels * spec.classes)
     views = 1 + len({view for loss in run.losses if (view := getattr(loss, "view", None)) is not None})
     taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())
-    return samples * (3 * views * _macs(run, spec) + taught)
+    networks = 1 + sum(getattr(loss, "peers", 0) for loss in run.losses)
+    return samples * (3 * views * networks * _macs(run, spec) + taught)
 
 
 def _macs(run: Run, spec: Spec) -> int:
@@ -339,6 +340,7 @@ def _student_run(
 ) -> Run:
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
     few = config.experiment.dataset.labels_per_class is not None
+    of_all = any(registry.LOSSES[loss.kind].learns_unlabelled for loss in method.losses)
     return _run(
         config,
         student,
@@ -348,7 +350,7 @@ def _student_run(
         method=method.name,
         seed=seed,
         data=data,
-        labelled_only=few and not names,
+        labelled_only=few and not names and not of_all,
         teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},
     )
 

@@ -44,11 +44,11 @@ float64."""
 class Rehearsed:
     """What dry steps of a run, of so many ``samples``, showed.
 
-    Sizes (of a checkpoint in bytes, and what its losses remember of each training sample), seconds of its step and its
-    teachers' passes, weighted terms, and which layers are compared with which; whether it takes its steps together with
-    others that are ``stackable``, and whether what its losses look at can be ``looked_up`` where the samples allow it,
-    in tables of so many numbers a sample. Of what is fitted at once the sizes are the largest that there can be, and
-    seconds are 0, for nobody knows them.
+    Sizes (of a checkpoint in bytes, and of what its losses remember of all training samples), seconds of its step and
+    its teachers' passes, weighted terms, and which layers are compared with which; whether it takes its steps together
+    with others that are ``stackable``, and whether what its losses look at can be ``looked_up`` where the samples allow
+    it, in tables of so many numbers a sample. Of what is fitted at once the sizes are the largest that there can be,
+    and seconds are 0, for nobody knows them.
     """
 
     run: Run
@@ -120,7 +120,9 @@ def rehearse(
         smaller = "model" if size <= DRY_SAMPLES else "`training.batch_size`"
         try:
             with _memory_told(run, f"in a step of {size} samples; write a smaller {smaller}"):
-                shown[run.kin] = _dry_step(run, bare_network(run, spec, device), teachers, shown, spec, size)
+                shown[run.kin] = _dry_step(
+                    run, bare_network(run, spec, device), teachers, shown, dataset, size
+                )
         except ValueError as error:  # BatchNorm refuses a batch of one
             problems.append(Problem(run.path, f"cannot learn from {size} samples a step: {error}"))
     if problems:
@@ -175,9 +177,10 @@ def _dry_step(
     network: Network,
     teachers: Mapping[str, Frozen],
     known: Mapping[Kin, Rehearsed],
-    spec: Spec,
+    dataset: Dataset,
     size: int,
 ) -> Rehearsed:
+    spec = dataset.spec
     own = {name: teachers[name] for name in run.teachers}
     student = student_of(run, dry_surroundings(run, network, own, spec, size), steps=2)
     batch = spec.random_batch(size).to(network.device)
@@ -200,7 +203,8 @@ def _dry_step(
         samples=size,
         activation_bytes=activation_bytes,
         checkpoint_bytes=student.checkpoint({}).bytes,
-        remembered_bytes=sum(
+        remembered_bytes=dataset.training_samples
+        * sum(
             memory[0].nbytes
             for memory in student.objective.buffers()
             if memory.dim() > 1 and len(memory) == max(size, DRY_SAMPLES)

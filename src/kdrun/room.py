@@ -54,7 +54,7 @@ def needed_room(groups: Iterable[Sequence[Run]], known: Figures, dataset: Datase
     results, most = REPORT_BYTES, 0
     for group in groups:
         results += sum(_result_bytes(run, known, dataset) for run in group)
-        most = max(most, (KEPT + 1) * sum(_checkpoint_bytes(run, known, dataset) for run in group))
+        most = max(most, (KEPT + 1) * sum(_checkpoint_bytes(run, known) for run in group))
     return results + most
 
 
@@ -70,14 +70,13 @@ def _result_bytes(run: Run, known: Figures, dataset: Dataset) -> int:
     return FLOAT_BYTES * numbers + SMALL_BYTES + _log_bytes(run, known)
 
 
-def _checkpoint_bytes(run: Run, known: Figures, dataset: Dataset) -> int:
+def _checkpoint_bytes(run: Run, known: Figures) -> int:
     """What a run saves of its state at once; nothing where it does not train."""
     if run.kin not in known:
         return 0
     one = known[run.kin]
     best = FLOAT_BYTES * one.parameters * (run.training.selection == "best-on-validation")
-    remembered = one.remembered_bytes * len(dataset.labels("train"))
-    return one.checkpoint_bytes + best + remembered + _log_bytes(run, known)
+    return one.checkpoint_bytes + best + one.remembered_bytes + _log_bytes(run, known)
 
 
 def _log_bytes(run: Run, known: Figures) -> int:

@@ -41,7 +41,8 @@ def needed(group: Sequence[Run], figures: Figures) -> int:
     }
     steps = [one.activation_bytes * one.run.training.batch_size // one.samples for one in own]
     stacked = sum(step for one, step in zip(own, steps, strict=True) if one.stackable)
-    return FLOAT_BYTES * (weights + sum(teachers.values())) + max(*steps, stacked)
+    remembered = sum(one.remembered_bytes for one in own)
+    return FLOAT_BYTES * (weights + sum(teachers.values())) + remembered + max(*steps, stacked)
 
 
 def _copies(training: Training) -> int:

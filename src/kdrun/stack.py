@@ -15,7 +15,7 @@ from kdrun.contracts import Batch, Outputs
 from kdrun.eager import take_step
 from kdrun.errors import TrainingError
 from kdrun.losses.base import OnLogits
-from kdrun.losses.labels import LabelLoss
+from kdrun.losses.labels import LabelLoss, PastSelf
 from kdrun.models import Network
 from kdrun.student import Gradients, Lesson, Student, clip
 
@@ -91,7 +91,7 @@ def _always_on_logits(student: Student) -> bool:
     terms = [
         term.config
         for term in student.objective.named.values()
-        if isinstance(term.losses[0], LabelLoss | OnLogits) and term.config.mask is None
+        if isinstance(term.losses[0], LabelLoss | PastSelf | OnLogits) and term.config.mask is None
     ]
     return any(all(term.weight_in(epoch, epochs) for epoch in range(epochs)) for term in terms)
 

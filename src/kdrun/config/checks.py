@@ -9,7 +9,7 @@ from kdrun import errors, registry
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
 from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.spaces import Entry, ends, with_values
-from kdrun.contracts import JointLoss, LossConfig
+from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at
@@ -176,6 +176,23 @@ def _target_problems(
                 f"'{loss.kind}' gives no class probabilities, and '{named}' ({kind}) learns from nothing else"
             )
             yield Problem(path, words, f"use {able}")
+        elif loss.combine in ONE_OF_THEM and len(loss.teachers) > 1:
+            words = f"'{loss.combine}' takes a teacher in each step, and '{named}' ({kind}) is fitted at once"
+            yield Problem((*path, "combine"), words, "use mean, fitted or entropy")
+
+
+def _peer_problems(
+    method: Method, named: object, model: ModelConfig, paths: Iterable[errors.Path]
+) -> Iterable[Problem]:
+    """Peers of a student that is ahead of them from the first step on."""
+    if model.initial_weights is None and not getattr(model, "pretrained", False):
+        return
+    for loss, path in zip(method.losses, paths, strict=True):
+        if getattr(loss, "peers", 0):
+            words = (
+                f"'{named}' starts from weights that were trained, and the peers of '{loss.label}' would not"
+            )
+            yield Problem(path, words, "leave them out, or use another loss")
 
 
 def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
@@ -185,7 +202,7 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     except ConfigError as error:
         yield from error.problems
         return
-    yield from _term_problems(expanded, teachers, method.teacher)
+    yield from _term_problems(expanded, method.teacher, experiment)
     yield from _stage_problems(expanded, method, path)
     yield from _export_problems(expanded, path)
     for name, student in experiment.students.items():
@@ -194,6 +211,7 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
         yield from _target_problems(
             expanded, name, student.model.kind, expanded.paths, (*path, "stages") if method.stages else path
         )
+        yield from _peer_problems(expanded, name, student.model, expanded.paths)
     taught = [loss for loss in expanded.losses if registry.LOSSES[loss.kind].needs_teacher]
     if method.teacher and not taught:
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
@@ -361,8 +379,9 @@ def _distilled_problems(
     training = merged(experiment.training_of(teacher), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
     found += _target_problems(expanded, path[-1], teacher.model.kind, [path] * len(expanded.losses), path)
+    found += _peer_problems(expanded, path[-1], teacher.model, [path] * len(expanded.losses))
     for loss in expanded.losses:
-        found += _combination_problems(loss, path)
+        found += _combination_problems(loss, path, experiment)
     for problem in found:
         yield Problem((*path, "method"), problem.message, problem.hint)
 
@@ -381,9 +400,9 @@ def _in_circle(name: str, teachers: Mapping[str, TeacherConfig]) -> bool:
 
 
 def _term_problems(
-    method: Method, teachers: list[str], of_method: str | list[str] | None
+    method: Method, of_method: str | list[str] | None, experiment: Experiment
 ) -> Iterable[Problem]:
-    labels: set[str] = set()
+    teachers, labels = experiment.teachers, set[str]()
     for loss, path in zip(method.losses, method.paths, strict=True):
         if loss.label in labels:
             yield Problem(path, f"a second term is named '{loss.label}'", "give one of them a `name`")
@@ -404,10 +423,10 @@ def _term_problems(
             yield from _unknown_teachers(loss.teacher, (*path, "teacher"), teachers)
         if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
             yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
-        yield from _combination_problems(loss, path)
+        yield from _combination_problems(loss, path, experiment)
 
 
-def _combination_problems(loss: LossConfig, path: errors.Path) -> Iterable[Problem]:
+def _combination_problems(loss: LossConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
     """What a term says of several teachers, and of the samples it looks at."""
     loss_class, count = registry.LOSSES[loss.kind], len(loss.teachers)
     if issubclass(loss_class, JointLoss) and count == 1:
@@ -434,6 +453,9 @@ def _combination_problems(loss: LossConfig, path: errors.Path) -> Iterable[Probl
             f"'{loss.kind}' looks at more than logits, which cannot be combined by {loss.combine}",
             "use mean-loss or fixed, which weigh a loss for each teacher",
         )
+    if count > 1 and loss.combine == "fitted" and experiment.dataset.validation == 0:
+        words = "the weights are fitted to the validation share, and there is none"
+        yield Problem((*path, "combine"), words, "add `validation: 0.1` to the data set")
     if loss.mask is not None and loss.mask.kind.startswith("teacher") and not count:
         yield Problem((*path, "mask"), f"'{loss.kind}' looks at no teacher", "use labelled or unlabelled")
     if loss.mask is not None and loss_class.whole_batch:

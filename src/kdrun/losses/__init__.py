@@ -21,7 +21,7 @@ from kdrun.losses.features import (
     SolutionFlow,
     VariationalInformation,
 )
-from kdrun.losses.labels import CrossEntropy, VirtualTeacher
+from kdrun.losses.labels import CrossEntropy, PastSelf, VirtualTeacher
 from kdrun.losses.logits import (
     BinaryKD,
     CorrelationKD,
@@ -36,6 +36,7 @@ from kdrun.losses.logits import (
     TransformedTeacher,
     WeightedSoftLabels,
 )
+from kdrun.losses.peers import CollaborativeLearning, MutualLearning
 from kdrun.losses.relations import (
     ContrastiveKD,
     CorrelationCongruence,
@@ -56,6 +57,7 @@ __all__ = [
     "BinaryKD",
     "ChannelWise",
     "ClassAttention",
+    "CollaborativeLearning",
     "ConfidenceAware",
     "ConfidenceAwareFeatures",
     "ContrastiveKD",
@@ -74,10 +76,12 @@ __all__ = [
     "LogitMSE",
     "MaskedGeneration",
     "MultiLevelKD",
+    "MutualLearning",
     "NeuronSelectivity",
     "NormAndDirection",
     "NormalizedKD",
     "Overhaul",
+    "PastSelf",
     "PearsonCorrelation",
     "PrimeAware",
     "ProbabilisticTransfer",

@@ -129,12 +129,29 @@ def fitted_temperature(logits: Logits, labels: Labels) -> float:
     return math.exp(found.x)
 
 
+def mixture(log_likelihoods: NDArray[np.floating]) -> Shares:
+    """The weights (M,), ≥ 0 with the sum 1, of M models whose mean probability explains N labels best.
+
+    ``log_likelihoods`` (M, N) are the logarithms of what each gives each label. Found by expectation and maximisation:
+    Dempster, Laird, Rubin, "Maximum Likelihood from Incomplete Data via the EM Algorithm", 1977.
+    """
+    likelihoods = np.exp(log_likelihoods.astype(np.float64) - log_likelihoods.max(axis=0))
+    weights = np.full(len(likelihoods), 1 / len(likelihoods))
+    for _ in range(MIXTURE_STEPS):
+        shares = weights[:, None] * likelihoods
+        before, weights = weights, (shares / shares.sum(axis=0)).mean(axis=1)
+        if np.abs(weights - before).max() < MIXTURE_CLOSE:
+            break
+    return weights
+
+
 def divergence(logits: Logits, other: Logits) -> float:
     """Mean KL divergence from ``other``'s probabilities (the teacher's) to these, in nats."""
     log_p, log_q = log_probabilities(other), log_probabilities(logits)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
+MIXTURE_STEPS, MIXTURE_CLOSE = 10_000, 1e-9
 BINS = 15
 TOP5_FROM_CLASSES = 100
 

@@ -83,7 +83,7 @@ def test_a_shuffled_teacher_says_what_it_says_of_other_samples(monkeypatch):
     monkeypatch.setattr(
         shuffled_term(made),
         "_value",
-        lambda own, taught, b: seen.append(taught["a"]) or plain(own, taught, b),
+        lambda own, taught, *rest: seen.append(taught["a"]) or plain(own, taught, *rest),
     )
     said = teachers["a"](batch)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_several_shuffled_teachers_are_shuffled_alike(monkeypatch):
     batch = next(dataset.batches(made["kd"].draw, 0))
     seen = []
     monkeypatch.setattr(
-        shuffled_term(made), "_value", lambda own, taught, b: seen.append(taught) or own.logits.sum()
+        shuffled_term(made), "_value", lambda own, taught, *_: seen.append(taught) or own.logits.sum()
     )
     marks = torch.arange(len(batch), dtype=torch.float32)[:, None].expand(-1, 10)
     made["shuffled-teacher"].begin_step()

@@ -975,13 +975,6 @@ WRONG = {
         ["methods.soft={name: soft, losses: [ce, {kind: rkd, weight: 2}]}"],
         "methods.soft.losses.rkd: 'rkd' gives no class probabilities",
     ),
-    "one teacher in each step": (
-        [
-            "teachers.other={model: mlp, seed: 1}",
-            "methods.soft={name: soft, use: kd, combine: random, teacher: [teacher, other]}",
-        ],
-        "'random' takes a teacher in each step, and 'student' (tree) is fitted at once; use mean, fitted or entropy",
-    ),
     "a schedule of its own": (
         ["student.training={optimizer: sgd, epochs: 3}"],
         "students.student.training: 'tree' is fitted at once, so `optimizer` says nothing; remove it",
@@ -1044,6 +1037,13 @@ WRONG = {
         "'hint' gives no class probabilities, and 'b' (forest) learns from nothing else",
     ),
 }
+
+
+def test_one_teacher_in_each_step_is_none_for_a_model_that_is_fitted_at_once():
+    text = TEXT.replace("teacher: {model", "teachers:\n  other: {model: mlp, seed: 1}\n  teacher: {model")
+    method = "methods.soft={name: soft, use: kd, combine: random, teacher: [teacher, other]}"
+    words = "'random' takes a teacher in each step, and 'student' (tree) is fitted at once; use mean, fitted or entropy"
+    assert words in problems(text, method)
 
 
 @pytest.mark.parametrize(("overrides", "expected"), WRONG.values(), ids=WRONG)

@@ -98,3 +98,35 @@ def test_two_threads_beside_others_are_warned_of(monkeypatch, capsys):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     cli._tell_of_neighbours(Console(), 0.9)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="what a parent's end does to its children is asked of Linux"
+)
+@pytest.mark.parametrize("gone", ["before", "after"], ids=lambda gone: f"gone-{gone}-the-system-is-asked")
+def test_a_process_ends_with_its_parent(gone):
+    code = """
+import multiprocessing, os, sys, time
+from kdrun.machine import end_with_parent
+
+def wait(parent):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+
+def child(gone, ready):
+    parent = os.getppid()
+    if gone == "after":
+        end_with_parent()
+    ready.send(True)
+    wait(parent)
+    if gone == "before":
+        end_with_parent()
+    print("still here")
+
+here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+multiprocessing.get_context("fork").Process(target=child, args=(sys.argv[1], there)).start()
+here.recv()
+os._exit(0)
+"""
+    said = subprocess.run([sys.executable, "-c", code, gone], capture_output=True, check=True, timeout=60)
+    assert not said.stdout and not said.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import re
 import resource
@@ -56,6 +57,9 @@ def end_with_parent() -> None:
     """Have this process killed as soon as the one that started it is gone, however it went; for Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid != os.getppid():  # it was gone before the system was asked
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def lacks_memory(error: BaseException) -> bool:

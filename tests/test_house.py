@@ -30,7 +30,7 @@ FLOORS = [
     {"report"},
     {"config", "objective", "evaluate"},
     {"student", "plan"},
-    {"stack", "trees"},
+    {"stack", "trees", "ensembles"},
     {"assembly", "cache"},
     {"train", "rehearsal"},
     {"split"},

@@ -863,7 +863,9 @@ def test_what_comes_from_a_file_is_measured_as_it_is_and_can_be_read(crossed, tm
         Ears(),
     )
     experiment(forest, tmp_path / "forest", console=ears).run()
-    assert "the teacher 'forest' is read from its weights and not cross-fitted" in " ".join(ears.heard)
+    assert "the teacher 'forest' is not cross-fitted: of samples that it was fitted to" in " ".join(
+        ears.heard
+    )
     both = [
         {
             row["model"]: row["peak_memory_bytes"]

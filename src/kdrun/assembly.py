@@ -111,6 +111,9 @@ def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
     view = run.view or spec.default_view
     if view not in spec.shapes:
         raise Mismatch(f"the data set has no view '{view}'", did_you_mean(view, spec.shapes), key="view")
+    if run.way == "combined":
+        members = [finished_network(member, spec, device).model for member in run.teachers.values()]
+        return Network(registry.MODELS[run.model.kind](run.model, members), view, device)
     model = models.build(run.model, spec.shapes[view], spec.classes, derive(run.seed, run.role, "weights"))
     # Convolutions are faster on it, and a memory format changes no values but by the order of sums.
     return Network(model.to(memory_format=torch.channels_last), view, device)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdrun import models
+from kdrun import ensembles, models
 from kdrun.assembly import from_file, make_student, resolve_bf16
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
@@ -88,7 +88,7 @@ class Seat:
     def resolved(self) -> dict[str, Any]:
         """What ``auto`` came out as, and how the teachers answer; a run only goes on where it comes out the same."""
         rounds = self.run.way == "trained" and resolve_bf16(self.run.training, self._shape, self.device)
-        teachers = self.student.teachers if self.run.way != "read" else {}
+        teachers = self.student.teachers if self.run.learns else {}
         return {
             "device": self.device.type,
             "precision": "bf16" if rounds else "fp32",
@@ -151,10 +151,12 @@ class Seat:
             self.workplace.save(self.student.checkpoint(self.resolved))  # of one step, the first is as good
             self.saved = self.student.position
 
-    def outcome(self) -> Frozen | None:
-        """The network that is scored: the one that was read, or the one that ``selection`` chose; None if it failed."""
+    def outcome(self, teachers: Mapping[Run, Frozen], pause: Callable[[], None]) -> Frozen | None:
+        """The network that is scored: read, made of its teachers, or what ``selection`` chose; None if it failed."""
         if self.run.way == "read":
             return from_file(self.run, self.dataset.spec, self.device)
+        if self.run.way == "combined":
+            return ensembles.combined(self.run, teachers, self.dataset, pause)
         return None if self.student.failure is not None else self.student.selected()
 
     def finish(
@@ -181,23 +183,27 @@ class Seat:
             return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
         fitted = temperature(network, paused(self.dataset.split("validation"), pause))
-        learnt = self.run.way != "read"
+        learnt, model = self.run.learns, network.model
+        members = ensembles.settled(model, [*self.run.teachers])
+        for sentence in ensembles.told(members):
+            self.console.say(f"{self.run.title}: {sentence}")
         manifest = self._who | {
             "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
             "likeness": likeness,
             "details": details(predictions["logits"], predictions["labels"])
             | {"classes": self.dataset.class_names},
             "cost": {
-                "parameters": models.parameters(network.model),
-                "macs": models.macs(network.model, self.dataset.spec.shapes[network.view]),
+                "parameters": models.parameters(model),
+                "macs": models.macs(model, self.dataset.spec.shapes[network.view]),
             },
             "resolved": self.resolved,
             "protocol": self._protocol(len(predictions["labels"])),
             "train_seconds": self.student.seconds if learnt else 0.0,
             "teacher_weights": self.student.objective.fitted_shares if learnt else {},
+            "members": members,
         }
         extras = dict(self.student.extras) if learnt else {}
-        if isinstance(network.model, models.Tree):
+        if isinstance(model, models.Tree):
             extras[RULES] = rules_of(network, self.dataset)
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True
@@ -226,7 +232,7 @@ class Seat:
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),
             "labels_per_class": self.dataset.config.labels_per_class if self.run.role == "student" else None,
-            "epochs": training.epochs if self.run.way != "read" else None,
+            "epochs": training.epochs if self.run.learns else None,
             "selection": training.selection,
             "precision": self.resolved["precision"],
             "device": self.resolved["device"],
@@ -261,7 +267,7 @@ def take_seats(
 
 def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:
     """Make the students of a group, give each what answers in its teachers' places, and let them go on."""
-    seats = [seat for seat in seats if seat.run.way != "read"]
+    seats = [seat for seat in seats if seat.run.learns]
     if not seats:
         return
     first = seats[0]
@@ -321,11 +327,11 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
     for seat in seats:
         if seat.stacked:  # or its last steps might lack one that was finished before it was saved
             seat.save()
-    networks = [seat.outcome() for seat in seats]
+    networks = [seat.outcome(teachers, pause) for seat in seats]
     taught = [
         (seat, network, [teachers[run] for run in seat.run.teachers.values()])
         for seat, network in zip(seats, networks, strict=True)
-        if network is not None and seat.run.teachers and seat.run.trial is None
+        if network is not None and seat.run.learns and seat.run.teachers and seat.run.trial is None
     ]
     alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
     for split in LIKENESS_SPLITS if taught else ():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdrun import registry
 from kdrun.console import Console
 from kdrun.contracts import Arithmetic, Batch, Dataset, Draw, Outputs, Taps, Teacher
 from kdrun.errors import StoreError, TrainingError
@@ -91,10 +92,10 @@ class Faculty:
         """Set the ``teachers`` of all students, whose runs are given."""
         small = {student for student, own in students.items() if self._can_look_up(student, own)}
         for run in self.teachers:
-            if run.way == "read" and self.teachers[run].model.fitted:
+            if _remembers(run):
                 self.console.say_once(
-                    f"the teacher '{run.name}' is read from its weights and not cross-fitted: of samples that it was "
-                    "fitted to it may say hardly more than their labels"
+                    f"the teacher '{run.name}' is not cross-fitted: of samples that it was fitted to it may say hardly "
+                    "more than their labels"
                 )
             pupils = [
                 Pupil(student, name, student.objective.wants(name))
@@ -272,6 +273,13 @@ class Faculty:
                         _demand_finite(said[table], batch, run.name)
                         array[rows] = said[table].cpu().numpy()
                     self.console.step(len(batch))
+
+
+def _remembers(run: Run) -> bool:
+    """Whether it, or a member of it, was fitted at once to samples of which it is asked as if it had not seen them."""
+    if run.way == "combined":
+        return any(member.way == "fitted" or _remembers(member) for member in run.teachers.values())
+    return run.way == "read" and bool(registry.MODELS[run.model.kind].fitted)
 
 
 def _demand_finite(said: Tensor, batch: Batch, name: str) -> None:

@@ -16,7 +16,7 @@ from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import StoreError
 from kdrun.report import table
 from kdrun.report.words import BOTH_NOISES, remarks
-from kdrun.statistics import inference, scores, summary
+from kdrun.statistics import cascades, inference, scores, summary
 from kdrun.statistics.inference import Difference
 from kdrun.statistics.resampling import Resamples
 from kdrun.store import Result, Store, read_json
@@ -55,6 +55,7 @@ KEYS = [
     "latency_ms",
     "throughput",
     "peak_memory_bytes",
+    "curve",
     "train_seconds",
     "train_seconds_all",
     "protocol",
@@ -222,7 +223,8 @@ def _rows(part: Material, extras: Extras) -> list[Row]:
     for run in part.resolved["runs"]:
         if run["role"] == "teacher":
             teachers.setdefault(run["name"], []).append(run)
-    rows = [_teacher_row(part, runs) for runs in teachers.values()]
+    by_role = sorted(teachers.values(), key=lambda runs: runs[0].get("combined") is not None)
+    rows = [_teacher_row(part, runs) for runs in by_role]
     rows += [_ensemble_row(part, names) for names in part.resolved["ensembles"]]
     for family in _families(part).values():
         own = {method: _student_row(part, runs) for method, runs in family.items()}
@@ -276,9 +278,37 @@ def _summarise(row: Row, found: Sequence[Mapping[str, float]]) -> None:
 
 
 def _teacher_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
-    row = _filled(part, _blank(part, "teacher", runs[0]["name"], runs[0]["method"]), runs)
+    kind = runs[0].get("combined")
+    row = _filled(
+        part, _blank(part, "ensemble" if kind else "teacher", runs[0]["name"], runs[0]["method"]), runs
+    )
     row["teacher"] = "+".join(runs[0]["teachers"]) or None
+    if kind:
+        done = [run for run in runs if part.results.keys() >= {run["fingerprint"], *run["teachers"].values()}]
+        row["against"] = _against_members(part, [((run["fingerprint"],), run["teachers"]) for run in done])
+        row["curve"] = _curve(part, done) if kind == "cascade" and done else None
     return row
+
+
+def _against_members(
+    part: Material, together: Sequence[tuple[tuple[str, ...], Mapping[str, str]]]
+) -> dict[str, Any] | None:
+    """How teachers together compare with each of them, over seeds; given what they are together, and each by name."""
+    names = together[0][1] if together else ()
+    pairs = {name: [(own, (members[name],)) for own, members in together] for name in names}
+    found = {name: _paired(part, of) for name, of in pairs.items()}
+    return _judged({name: one for name, one in found.items() if one is not None}) or None
+
+
+def _curve(part: Material, runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """What a cascade scores and costs where another confidence is demanded, the mean over its seeds."""
+    found = []
+    for run in runs:
+        members = [part.results[member] for member in run["teachers"].values()]
+        logits = np.stack([part.logits(member) for member in run["teachers"].values()])
+        costs = [member.manifest["cost"]["macs"] for member in members]
+        found.append(cascades.curve(logits, part.labels, costs, part.metric))
+    return {key: np.mean([one[key] for one in found], axis=0).tolist() for key in found[0]}
 
 
 def _ensemble_row(part: Material, names: Sequence[str]) -> Row:
@@ -294,6 +324,8 @@ def _ensemble_row(part: Material, names: Sequence[str]) -> Row:
         row["macs"] = sum(m["cost"]["macs"] for m in manifests)
         row["bytes"] = sum(m["files"]["weights.safetensors"]["bytes"] for m in manifests)
         row["protocol"] = manifests[0]["protocol"]
+    together = [(tuple(members), dict(zip(names, members, strict=True))) for members in by_seed.values()]
+    row["against"] = _against_members(part, together)
     return row
 
 
@@ -403,15 +435,22 @@ def _set_against_controls(part: Material, family: Family, rows: Mapping[str, Row
             for method in methods
             if (difference := _difference(part, family[method], family[control])) is not None
         }
-        adjusted = inference.holm([difference.p_value for difference in found.values()])
-        for (method, difference), p_value in zip(found.items(), adjusted, strict=True):
-            told = {
-                "difference": difference.mean,
-                "interval": list(difference.interval),
-                "p_value": p_value,
-                "verdict": inference.verdict(difference.mean, p_value),
-            }
-            rows[method]["against"] = (rows[method]["against"] or {}) | {control: told}
+        for method, judged in _judged(found).items():
+            rows[method]["against"] = (rows[method]["against"] or {}) | {control: judged}
+
+
+def _judged(found: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
+    """Differences by name, with verdicts that allow for all of them."""
+    adjusted = inference.holm([difference.p_value for difference in found.values()])
+    return {
+        name: {
+            "difference": difference.mean,
+            "interval": list(difference.interval),
+            "p_value": p_value,
+            "verdict": inference.verdict(difference.mean, p_value),
+        }
+        for (name, difference), p_value in zip(found.items(), adjusted, strict=True)
+    }
 
 
 def _pooled(differences: Iterable[Difference]) -> float:
@@ -437,16 +476,20 @@ def _difference(
     Seeds of what is fitted at once may differ by hardly anything, so that more has to be exceeded than their noise.
     """
     pairs = _shared(part, runs, others)
-    if not pairs:
-        return None
-    if len(pairs) == 1:
-        return _single_difference(part, (pairs[0][0],), (pairs[0][1],))
-    differences = [part.score(own) - part.score(other) for own, other in pairs]
-    found = inference.over_seeds(differences, part.step)
-    if not _fitted(runs):
+    found = _paired(part, [((own,), (other,)) for own, other in pairs])
+    if found is None or found.spread is None or not _fitted(runs):
         return found
     ours, theirs = ([part.predicted(run) for run in of] for of in zip(*pairs, strict=True))
     return inference.over_both(found, part.resamples.difference(ours, theirs))
+
+
+def _paired(part: Material, pairs: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> Difference | None:
+    """How much better the first ones are than the others, each a run or several together; None of no pair."""
+    if len(pairs) > 1:
+        return inference.over_seeds(
+            [part.score(*own) - part.score(*other) for own, other in pairs], part.step
+        )
+    return _single_difference(part, *pairs[0]) if pairs else None
 
 
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:

@@ -210,6 +210,8 @@ class Model(Component, nn.Module):
     """Name of the classifier."""
     fitted: ClassVar[bool] = False
     """Whether it is fitted at once, in no steps and without gradients; see ``models.fitted``."""
+    combines: ClassVar[bool] = False
+    """Whether it is made of finished models, and given them in the place of a shape; see ``models.together``."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

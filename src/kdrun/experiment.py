@@ -85,7 +85,7 @@ class Experiment:
             }
             bookkeeping.staff(seats, teachers, self.store)
             keeper = bookkeeping.Keeper(seats, self.stop)
-            if unfinished and group[0].way != "read":
+            if unfinished and group[0].learns:
                 learn: Callable[..., None] = trees.fit if group[0].way == "fitted" else fit
                 students, epochs = [seat.student for seat in seats], group[0].training.epochs
                 with keeper.telling(self.console, bookkeeping.title(unfinished)):

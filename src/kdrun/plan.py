@@ -26,7 +26,7 @@ RESULT_VERSION = 4
 
 
 ROLES = ("teacher", "student")
-Way = Literal["read", "fitted", "trained"]
+Way = Literal["read", "combined", "fitted", "trained"]
 Kin = tuple[str, str, str | None, int | None]
 """Role, name, method and trial: what runs have in common that differ by their seeds."""
 
@@ -68,10 +68,16 @@ class Run:
 
     @property
     def way(self) -> Way:
-        """How it comes to its weights: read from a file, fitted at once, or trained in steps."""
+        """How it comes to its weights: read from a file, those of its teachers, fitted at once, or trained in steps."""
         if self.weights is not None:
             return "read"
-        return "fitted" if registry.MODELS[self.model.kind].fitted else "trained"
+        model = registry.MODELS[self.model.kind]
+        return "combined" if model.combines else "fitted" if model.fitted else "trained"
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything that it learns from."""
+        return self.way in ("fitted", "trained")
 
     @property
     def kin(self) -> Kin:
@@ -107,6 +113,9 @@ class Run:
         }
         if self.weights_hash is not None:
             return what | {"weights": self.weights_hash}
+        if self.way == "combined":
+            members = [teacher.fingerprint for teacher in self.teachers.values()]
+            return what | {"members": members, "selected_by": self.metric}
         if self.trial is not None:
             what["scored_on"] = "validation"
         return what | {
@@ -262,6 +271,8 @@ def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
 
 
 def _macs(run: Run, spec: Spec) -> int:
+    if run.way == "combined":  # of training samples all members are asked
+        return sum(_macs(member, spec) for member in run.teachers.values())
     shape = spec.shapes[run.view or spec.default_view]
     return models.macs(models.build(run.without_files().model, shape, spec.classes, 0), shape)
 
@@ -282,6 +293,7 @@ def _teacher_run(
     data: dict[str, Any],
     known: dict[tuple[str, int], Run],
 ) -> Run:
+    sources = {source: _serving(source, seed, known) for source in teacher.sources}
     return _run(
         config,
         teacher,
@@ -291,7 +303,10 @@ def _teacher_run(
         method=teacher.method,
         seed=seed,
         data=_as_teachers_see(data),
-        teachers={source: _serving(source, seed, known) for source in teacher.sources},
+        view=next(iter(sources.values())).view
+        if registry.MODELS[teacher.model.kind].combines
+        else teacher.view,
+        teachers=sources,
         weights=teacher.weights,
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
@@ -322,7 +337,6 @@ def _run(
         stages=mix.stages,
         momentum_gap=mix.momentum_gap,
         path=(f"{role}s", name),
-        view=model.view,
         metric=config.experiment.dataset.metric,
         device=config.experiment.device,
         **rest,
@@ -349,6 +363,7 @@ def _student_run(
         name=name,
         method=method.name,
         seed=seed,
+        view=student.view,
         data=data,
         labelled_only=few and not names and not of_all,
         teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},

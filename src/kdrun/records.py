@@ -18,7 +18,7 @@ from kdrun import registry
 from kdrun.assembly import finished_network, frozen
 from kdrun.contracts import Spec
 from kdrun.evaluate import THREADS, latencies, peak_bytes, throughputs
-from kdrun.models import Network
+from kdrun.models import Cascade, Network
 from kdrun.plan import Plan, Run
 from kdrun.store import Store, fingerprint, write_json
 from kdrun.store.files import holds, sealed, sweep, write_bytes
@@ -67,6 +67,7 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
                 "folder": f"{experiment.name}/{run.folder}",
                 "model": model_key(run, spec),
                 "fitted": run.way == "fitted",
+                "combined": run.model.kind if run.way == "combined" else None,
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
                 "tuning_trials": plan.config.methods[run.method].tuning_trials
                 if run.role == "student" and run.method
@@ -78,11 +79,20 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
 
 
 def ensembles(plan: Plan) -> list[list[str]]:
-    """The sets of teachers that some term combines, and all that are no one's students, if several."""
+    """The sets of teachers that some term combines, and all that are no one's students, if several.
+
+    Without those whose mean the config names itself.
+    """
     experiment = plan.config.experiment
     independent = [name for name, teacher in experiment.teachers.items() if teacher.from_ is None]
     sets = [independent] + [loss.teachers for run in plan.runs for loss in run.losses]
-    return [list(names) for names in dict.fromkeys(tuple(sorted(s)) for s in sets) if len(names) > 1]
+    named = [
+        tuple(sorted(teacher.sources))
+        for teacher in experiment.teachers.values()
+        if getattr(teacher.model, "combine", None) == "mean"
+    ]
+    wanted = dict.fromkeys(tuple(sorted(s)) for s in sets if len(s) > 1)
+    return [list(names) for names in wanted if names not in named]
 
 
 def model_key(run: Run, spec: Spec) -> str:
@@ -95,9 +105,15 @@ def model_key(run: Run, spec: Spec) -> str:
             loss.model_dump(mode="json", exclude={"weight", "name", "teacher"}) for loss in predicting
         ]
         what["teachers"] = [model_key(teacher, spec) for teacher in run.teachers.values()]
-    if registry.MODELS[run.model.kind].fitted:  # how large it is, the samples decide
+    if decided_by_samples(run):
         what["fitted"] = run.fingerprint
     return fingerprint(what)[:16]
+
+
+def decided_by_samples(run: Run) -> bool:
+    """Whether only a finished model tells what it costs: how large a tree is, how often a member is asked."""
+    model = registry.MODELS[run.model.kind]
+    return bool(model.fitted or model.combines)
 
 
 def provenance(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +156,7 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
 
     Latency is of one sample; throughput of as many as take about a tenth of a second by that, up to 256.
     """
-    fitted = {model_key(run, spec): run for run in plan.runs if registry.MODELS[run.model.kind].fitted}
+    fitted = {model_key(run, spec): run for run in plan.runs if decided_by_samples(run)}
     wanted = {key: run for run in plan.runs if (key := model_key(run, spec)) not in fitted}
     results = {
         key: store.find(run.fingerprint, f"{plan.config.experiment.name}/{run.folder}")
@@ -176,11 +192,14 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
 
 def _runner(network: Network, spec: Spec, device: torch.device, size: int) -> Callable[[], int]:
     """A pass of a network over so many random samples; it returns their number."""
-    batch = spec.random_batch(size).to(device)
-    network.model.eval()
+    batch, model = spec.random_batch(size).to(device), network.model.eval()
+    served = model.served() if isinstance(model, Cascade) else None
 
     def run() -> int:
-        network(batch)
+        if served is None:
+            network(batch)
+        else:
+            served(batch.views[network.view])
         return size
 
     return run

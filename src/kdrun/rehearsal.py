@@ -112,7 +112,7 @@ def rehearse(
             found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
         found += _mixing_problems(run, network, spec)
         problems += found
-        if found or run.weights is not None:
+        if found or not run.learns:
             continue
         if run.way == "fitted":
             shown[run.kin] = _dry_lesson(run, bare_network(run, spec, device), teachers, shown, dataset)
@@ -264,13 +264,17 @@ def _dry_lesson(
 
 
 def _of_teachers(run: Run, own: Mapping[str, Frozen], known: Mapping[Kin, Rehearsed]) -> dict[str, int]:
-    """The parameters of each of its teachers; of one that is fitted at once, at most, with those of its folds."""
-    return {
-        name: (1 + teacher.folds) * known[teacher.kin].parameters
-        if teacher.way == "fitted"
-        else models.parameters(own[name].model)
-        for name, teacher in run.teachers.items()
-    }
+    """The parameters of each of its teachers."""
+    return {name: _held(teacher, own[name].model, known) for name, teacher in run.teachers.items()}
+
+
+def _held(run: Run, model: torch.nn.Module, known: Mapping[Kin, Rehearsed]) -> int:
+    """The parameters of a teacher, of what is fitted at once the most that there can be, with those of its folds."""
+    if isinstance(model, models.Combined):
+        return sum(_held(*one, known) for one in zip(run.teachers.values(), model.members, strict=True))
+    if run.way == "fitted":
+        return (1 + run.folds) * known[run.kin].parameters
+    return models.parameters(model)
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:

@@ -36,7 +36,8 @@ class LayerTable:
 
         Raises ``Mismatch`` with the nearest name and the list of layers.
         """
-        named = {"pooled": self.pooled} | {f"stage{i}": name for i, name in enumerate(self.stages, start=1)}
+        named = {"pooled": self.pooled} if self.pooled else {}
+        named |= {f"stage{i}": name for i, name in enumerate(self.stages, start=1)}
         if layer in self.shapes:
             return layer
         if layer in named:

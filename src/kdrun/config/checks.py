@@ -136,6 +136,11 @@ def _fitted_problems(
 ) -> Iterable[Problem]:
     """What does not go with a model that is fitted at once, or with one that is not."""
     kind, cuts = model.model.kind, getattr(model, "cross_fit", None)
+    if registry.MODELS[kind].combines:
+        if isinstance(model, StudentConfig):
+            words = f"'{kind}' is made of finished teachers, and a student is to be trained"
+            yield Problem((*path, "model"), words, "name it among the `teachers`")
+        return
     fitted: bool = registry.MODELS[kind].fitted
     if fitted and model.training is not None:
         for key in sorted(model.training.model_fields_set.difference(SEEN_BY_FITTED)):
@@ -314,7 +319,9 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
         yield from _unknown_teachers(teacher.from_, (*path, "from"), teachers)
         if _in_circle(name, teachers):
             yield Problem((*path, "from"), "the teachers are distilled from each other in a circle")
-        if (teacher.from_ is None) != (teacher.method is None):
+        if registry.MODELS[teacher.model.kind].combines:
+            yield from _combined_problems(teacher, path, experiment)
+        elif (teacher.from_ is None) != (teacher.method is None):
             given, missing = ("from", "method") if teacher.from_ else ("method", "from")
             yield Problem(
                 (*path, given), f"`{given}` needs `{missing}`", "a distilled teacher names both", True
@@ -333,7 +340,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     f"'{source}' is trained once for each seed, and '{name}' only once",
                     "write `seeds: each` here too",
                 )
-        if teacher.weights is not None:
+        if teacher.weights is not None and not registry.MODELS[teacher.model.kind].combines:
             if not os.path.isfile(teacher.weights):
                 yield Problem(
                     (*path, "weights"),
@@ -361,6 +368,47 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     f"there is no file '{file}'",
                     "a path from the working folder",
                 )
+
+
+def _combined_problems(
+    teacher: TeacherConfig, path: errors.Path, experiment: Experiment
+) -> Iterable[Problem]:
+    """What does not go with a model that is made of finished teachers."""
+    kind, names = teacher.model.kind, teacher.sources
+    for key in ("method", "training", "weights", "view", "cross_fit"):
+        if getattr(teacher, key) is not None:
+            words = f"'{kind}' is made of finished teachers, so `{key}` says nothing"
+            yield Problem((*path, key), words, "remove it", True)
+    if len(names) < 2:
+        where = (*path, "from") if names else path
+        yield Problem(where, f"'{kind}' is made of two teachers or more", "write `from: [one, another]`")
+        return
+    if len(set(names)) < len(names):
+        yield Problem((*path, "from"), "a teacher stands twice", "name each once")
+    views = {_view_of(name, experiment.teachers) for name in names if name in experiment.teachers}
+    if len(views) > 1:
+        words = f"its members see several views: {', '.join(sorted(view or 'the first' for view in views))}"
+        yield Problem((*path, "from"), words, "name teachers that see the same one")
+    for key, wanted in (("member_weights", len(names)), ("confidence", len(names) - 1)):
+        given = getattr(teacher.model, key, None)
+        if isinstance(given, list) and len(given) != wanted:
+            words = f"{len(given)} numbers, and {len(names)} members need {wanted}"
+            yield Problem((*path, "model", key), words, "write as many")
+    open_ = getattr(teacher.model, "confidence", 0) is None and "confidence"
+    if getattr(teacher.model, "combine", None) == "fitted":
+        open_ = "combine"
+    if open_ and experiment.dataset.validation == 0:
+        words = f"`{open_}` is chosen on the validation share, and there is none"
+        yield Problem((*path, "model"), words, "add `validation: 0.1` to the data set")
+
+
+def _view_of(name: str, teachers: Mapping[str, TeacherConfig]) -> str | None:
+    """What a teacher sees, or its members."""
+    seen: set[str] = set()
+    while registry.MODELS[teachers[name].model.kind].combines and name not in seen:
+        seen.add(name)
+        name = next((source for source in teachers[name].sources if source in teachers), name)
+    return teachers[name].view
 
 
 def _distilled_problems(

@@ -69,7 +69,7 @@ FOLDS = 5
 
 
 class TeacherConfig(Schema):
-    """A teacher: trained by kdrun, distilled from other teachers, or read from a file."""
+    """A teacher: trained by kdrun, distilled from other teachers, made of other teachers, or read from a file."""
 
     model: AnyModel
     """its architecture"""
@@ -90,13 +90,13 @@ class TeacherConfig(Schema):
     sample what a model says that was fitted without its part; 5 where nothing is said, 0 for what it says of what it
     has seen"""
     from_: str | list[str] | None = Field(default=None, alias="from")
-    """the teacher, or teachers, that it is itself distilled from"""
+    """the teacher, or teachers, that it is itself distilled from; of an ensemble or a cascade its members"""
     method: str | None = None
     """the method by which it is distilled"""
 
     @property
     def sources(self) -> list[str]:
-        """The teachers that it is distilled from."""
+        """The teachers that it is distilled from, or made of."""
         return as_list(self.from_)
 
     @property

@@ -8,6 +8,7 @@ from kdrun.models.prepared import Prepared, Recipe, recipe
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
 from kdrun.models.soft_tree import SoftTree
+from kdrun.models.together import Cascade, Combined, Ensemble
 from kdrun.models.trees import Boosting, Forest, Tree
 from kdrun.models.vgg import VGG
 from kdrun.models.weights import load_weights, read_state
@@ -19,7 +20,10 @@ __all__ = [
     "SVC",
     "VGG",
     "Boosting",
+    "Cascade",
+    "Combined",
     "Deployed",
+    "Ensemble",
     "Fitted",
     "Forest",
     "Frozen",

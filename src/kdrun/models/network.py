@@ -16,6 +16,7 @@ from kdrun import registry, taps
 from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs, Predictor
 from kdrun.eager import seen_to
 from kdrun.memory import watched
+from kdrun.models.together import Combined
 from kdrun.models.weights import read_state, start_from
 
 seen_to(getattr(flop_counter, "_FlopCounterMode", None), "__torch_dispatch__")
@@ -187,6 +188,8 @@ class Frozen(Network):
 
 def parameters(model: nn.Module) -> int:
     """The number of parameters, frozen ones included and shared ones counted once; of a fitted model of all numbers."""
+    if isinstance(model, Combined):
+        return sum(parameters(member) for member in model.members)
     learnt = model.buffers() if getattr(model, "fitted", False) else model.parameters()
     return sum(numbers.numel() for numbers in learnt)
 
@@ -195,8 +198,11 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one sample of a ``shape`` without the batch, in eval mode.
 
     Those of matrix products, convolutions and attention, as they are published; normalisations and activations
-    are not counted.
+    are not counted. Of members, by how often each is asked.
     """
+    if isinstance(model, Combined):
+        members = zip(model.members, model.asked, strict=True)
+        return round(sum(share * macs(member, shape) for member, share in members))
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     device = next(iter(shadow.state_dict().values())).device
     fast = torch.backends.mha.get_fastpath_enabled()

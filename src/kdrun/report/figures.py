@@ -183,6 +183,10 @@ def _tradeoff(
             lw=1,
             ms=5,
         )
+    curves = {key(row): row["curve"] for row in rows if row["curve"]} if name.endswith("macs") else {}
+    for of, curve in curves.items():
+        heights = [100 * score for score in curve["score"]]
+        axes.plot(curve["macs"], heights, color=look[of].colour, lw=0.8, zorder=0)
     front = pareto([(cost, row["mean"]) for row, cost in zip(rows, costs, strict=True)])
     at, heights = [costs[one] for one in front], [100 * rows[one]["mean"] for one in front]
     axes.step(at, heights, "k--", where="post", lw=0.8, zorder=0)
@@ -193,10 +197,11 @@ def _tradeoff(
     axes.set_ylabel(f"{rows[0]['metric']} in %")
     _legend(figure, axes.containers, names)
     best = ", ".join(label(rows[one]) for one in front)
+    drawn = "; thin lines are cascades at other confidences" * bool(curves)
     return Plot(
         name,
         f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean, and what costs the same "
-        f"stands side by side. On the dashed Pareto front, where nothing is better at that cost: {best}.",
+        f"stands side by side{drawn}. On the dashed Pareto front, where nothing is better at that cost: {best}.",
         figure,
     )
 

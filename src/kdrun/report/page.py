@@ -142,7 +142,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "
         "temperature that was fitted on the validation share",
         "params, MACs, bytes, ms": "of the exported student: no adapter, no teacher; one sample at a time, "
-        "on one thread of a processor or on the GPU",
+        "on one thread of a processor or on the GPU; of a cascade with as many samples passed on as of the test set",
         "samples/s": "of batches that take about a tenth of a second, there, too; all models are timed in turn",
         "peak bytes": "weights and what is alive at once beside them for one sample, counted and not measured",
         "train s, with teachers": "a student's own steps and its share of its group's data and teachers; and with the "

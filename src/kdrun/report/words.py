@@ -33,7 +33,7 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         budgets = _budgets(_of(rows, experiment, student))
         sentences = [*_of_student(own, alone, of_student), *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
-    return [*said, *_of_teachers(rows)]
+    return [*said, *_of_ensembles(rows), *_of_teachers(rows)]
 
 
 def _of(rows: Sequence[Row], experiment: str, student: str) -> list[Row]:
@@ -140,11 +140,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _verdict(row: Row, methods: int) -> str:
     seeds = row["gain_seeds"]
-    how = "is not distinguishable from" if row["verdict"] == LEVEL_WITH else f"is {row['verdict']} than"
     found = (
         f"{points(row['gain'], '+')} points {interval(row['gain_interval'], '+')}, {_counted(seeds, 'seed')}"
     )
-    sentence = f"{row['method']} {how} alone: {found}"
+    sentence = f"{row['method']} {_how(row['verdict'])} alone: {found}"
     if row["verdict"] != LEVEL_WITH:
         return sentence
     low, high = row["gain_interval"]
@@ -176,10 +175,29 @@ def _among_the_best(better: Sequence[str], pairs: Sequence[Row]) -> Iterable[str
         yield f"{best} is better than {listed(beaten)}"
 
 
+def _of_ensembles(rows: Sequence[Row]) -> Iterable[str]:
+    """How teachers together compare with each of them."""
+    for row in rows:
+        if row["role"] != "ensemble":
+            continue
+        found = [
+            f"{_how(one['verdict'])} {name}: {points(one['difference'], '+')} points {interval(one['interval'], '+')}"
+            for name, one in (row["against"] or {}).items()
+        ]
+        if found:
+            yield f"{row['model']} {'; '.join(found)}"
+
+
+def _how(verdict: str) -> str:
+    return "is not distinguishable from" if verdict == LEVEL_WITH else f"is {verdict} than"
+
+
 def _of_teachers(rows: Sequence[Row]) -> Iterable[str]:
     """A word on teachers that taught every seed of a student."""
     once = {
-        (r["experiment"], r["model"]) for r in rows if r["role"] == "teacher" and len(r["seeds"] or []) == 1
+        (row["experiment"], row["model"])
+        for row in rows
+        if row["role"] in ("teacher", "ensemble") and len(row["seeds"] or []) == 1
     }
     used = {
         (row["experiment"], name)

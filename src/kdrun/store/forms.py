@@ -147,6 +147,7 @@ class Run(Form):
     model: str
     teachers: dict[Word, Word]
     fitted: bool = False
+    combined: Literal["ensemble", "cascade"] | None = None
     tuning_trials: int | None = None
 
 

@@ -16,8 +16,8 @@ DIGITS = 6
 """Of a confidence; models reckon in float32, which tells no more apart close to 1."""
 COMBINATIONS = 2500
 """Of confidences that are tried, of all members together."""
-GRID = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 1.0)
-"""The confidences at which a curve is drawn."""
+PLACES = 21
+"""At which a curve is drawn: quantiles of its members' confidences."""
 
 
 def confidences(logits: NDArray[np.floating]) -> Shares:
@@ -78,10 +78,14 @@ def _between(surest: Shares, most: int) -> list[float]:
 def curve(
     logits: NDArray[np.floating], labels: NDArray[np.int64], costs: Sequence[float], metric: str
 ) -> dict[str, list[float]]:
-    """What a cascade scores and costs for a sample, (M, N, C), where one ``confidence`` is demanded of all members."""
+    """What a cascade scores and costs for a sample, (M, N, C), where one ``confidence`` is demanded of all members.
+
+    It goes from passing nothing on to passing everything on.
+    """
     surest, predicted, places = confidences(logits), logits.argmax(axis=2), np.arange(len(labels))
-    found: dict[str, list[float]] = {"confidence": list(GRID), "score": [], "macs": []}
-    for demanded in GRID:
+    grid = [0.0, *np.quantile(surest[:-1], np.linspace(0, 1, PLACES)[1:]).tolist()]
+    found: dict[str, list[float]] = {"confidence": grid, "score": [], "macs": []}
+    for demanded in grid:
         answered = answering(surest, [demanded] * (len(logits) - 1))
         found["score"].append(score(metric, predicted[answered, places], labels))
         found["macs"].append(float(reached(answered, len(logits)) @ np.asarray(costs, np.float64)))

@@ -22,26 +22,20 @@ def combined(run: Run, teachers: Mapping[Run, Frozen], dataset: Dataset, pause: 
     members = [teachers[one] for one in run.teachers.values()]
     view, device = members[0].view, members[0].device
     model: Combined = registry.MODELS[run.model.kind](run.model, [one.model for one in members])
-    if isinstance(model, Ensemble) and model.config.combine == "fitted":
-        logits, labels = _said(members, dataset, pause)
-        explained = [log_probabilities(said)[range(len(labels)), labels] for said in logits]
-        model.weigh(mixture(np.stack(explained)).tolist())
-    if isinstance(model, Cascade) and model.config.confidence is None:
-        logits, labels = _said(members, dataset, pause)
-        costs = [macs(one.model, dataset.spec.shapes[view]) for one in members]
-        model.demand(cascades.chosen(logits, labels, costs, run.metric, model.config.tolerance))
     network = Frozen(model, view, device)
+    if model.config.left_open is not None:
+        found = [predict(one, paused(dataset.split("validation"), pause)) for one in members]
+        logits, labels = np.stack([one["logits"] for one in found]), found[0]["labels"]
+        if isinstance(model, Cascade):
+            costs = [macs(one.model, dataset.spec.shapes[view]) for one in members]
+            model.demand(cascades.chosen(logits, labels, costs, run.metric, model.config.tolerance))
+        elif isinstance(model, Ensemble):
+            explained = [log_probabilities(said)[range(len(labels)), labels] for said in logits]
+            model.weigh(mixture(np.stack(explained)).tolist())
+        model.to(device)
     if isinstance(model, Cascade):
         _count(model, network, dataset, pause)
     return network
-
-
-def _said(
-    members: Sequence[Frozen], dataset: Dataset, pause: Callable[[], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What each member says of the validation samples (M, N, C), and their labels (N,)."""
-    found = [predict(one, paused(dataset.split("validation"), pause)) for one in members]
-    return np.stack([one["logits"] for one in found]), found[0]["labels"]
 
 
 def _count(model: Cascade, network: Frozen, dataset: Dataset, pause: Callable[[], None]) -> None:

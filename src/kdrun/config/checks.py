@@ -12,6 +12,7 @@ from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
+from kdrun.models import CombinedConfig
 from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at
 from kdrun.schema import as_list
 
@@ -375,6 +376,7 @@ def _combined_problems(
 ) -> Iterable[Problem]:
     """What does not go with a model that is made of finished teachers."""
     kind, names = teacher.model.kind, teacher.sources
+    assert isinstance(teacher.model, CombinedConfig)
     for key in ("method", "training", "weights", "view", "cross_fit"):
         if getattr(teacher, key) is not None:
             words = f"'{kind}' is made of finished teachers, so `{key}` says nothing"
@@ -394,11 +396,8 @@ def _combined_problems(
         if isinstance(given, list) and len(given) != wanted:
             words = f"{len(given)} numbers, and {len(names)} members need {wanted}"
             yield Problem((*path, "model", key), words, "write as many")
-    open_ = getattr(teacher.model, "confidence", 0) is None and "confidence"
-    if getattr(teacher.model, "combine", None) == "fitted":
-        open_ = "combine"
-    if open_ and experiment.dataset.validation == 0:
-        words = f"`{open_}` is chosen on the validation share, and there is none"
+    if (left_open := teacher.model.left_open) is not None and experiment.dataset.validation == 0:
+        words = f"`{left_open}` is chosen on the validation share, and there is none"
         yield Problem((*path, "model"), words, "add `validation: 0.1` to the data set")
 
 

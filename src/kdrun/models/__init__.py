@@ -8,7 +8,7 @@ from kdrun.models.prepared import Prepared, Recipe, recipe
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
 from kdrun.models.soft_tree import SoftTree
-from kdrun.models.together import Cascade, Combined, Ensemble
+from kdrun.models.together import Cascade, Combined, CombinedConfig, Ensemble
 from kdrun.models.trees import Boosting, Forest, Tree
 from kdrun.models.vgg import VGG
 from kdrun.models.weights import load_weights, read_state
@@ -22,6 +22,7 @@ __all__ = [
     "Boosting",
     "Cascade",
     "Combined",
+    "CombinedConfig",
     "Deployed",
     "Ensemble",
     "Fitted",

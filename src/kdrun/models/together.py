@@ -30,6 +30,11 @@ class CombinedConfig(ModelConfig):
             )
         return self
 
+    @property
+    def left_open(self) -> str | None:
+        """The key of what the validation samples are to decide, where there is any."""
+        return None
+
 
 class Combined(Model):
     """A model made of finished ``members`` that see one view; whoever makes it settles what they are to decide."""
@@ -75,6 +80,11 @@ class Ensemble(Combined):
             if self.member_weights is not None and not sum(self.member_weights):
                 raise ValueError("all `member_weights` are 0; write one above 0")
             return self
+
+        @property
+        def left_open(self) -> str | None:
+            """Weights that are to be fitted."""
+            return "combine" if self.combine == "fitted" else None
 
     config: Config
     shares: Tensor
@@ -133,6 +143,11 @@ class Cascade(Combined):
             if self.confidence is not None and "tolerance" in self.model_fields_set:
                 raise ValueError("`tolerance` counts where `confidence` is not given; remove one")
             return self
+
+        @property
+        def left_open(self) -> str | None:
+            """Confidences that are not given."""
+            return "confidence" if self.confidence is None else None
 
     config: Config
     confidence: Tensor

@@ -83,6 +83,10 @@ CONFIGS = {
     "weights in the home of nobody": lambda ran: tiny(
         teacher="{model: mlp, weights: ~nobody-by-this-name/w.pt}"
     ),
+    "a run in the home of nobody": lambda ran: tiny(teacher="{run: ~nobody-by-this-name/seed-0}"),
+    "a run without end": lambda ran: tiny(teacher=f"{{run: {'a/' * 50_000}}}"),
+    "a run of a name without end": lambda ran: tiny(teacher=f"{{run: {'a' * 50_000}}}"),
+    "a run at the root of all": lambda ran: tiny(teacher="{run: /}"),
     "the root of all": lambda ran: tiny(dataset="{kind: arrays, path: /dev/zero}"),
     "letters that a terminal obeys": lambda ran: b"\x1b]0;you\x07\x1b[2Jname: x",
     "keys that a terminal obeys": lambda ran: tiny(**{'"\\e[2J\\a"': "1"}),

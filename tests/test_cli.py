@@ -620,7 +620,7 @@ def test_check_says_what_is_large_and_what_is_to_do(done_again):
 def test_check_counts_a_teacher_that_is_looked_up_once(tmp_path, cache, passes):
     """And one that is asked live in each epoch of each seed."""
     overrides = ["training.epochs=3", "seeds=[0, 1]", f"training.cache={cache}"]
-    told = checking.check(checked(TINY, *overrides), Store(tmp_path), lambda text: None)
+    told = checking.check(checked(TINY, *overrides), Store(tmp_path), Console(quiet=True))
     (kd,) = [one for one in told.rehearsed if one.run.method == "kd"]
     steps = told.steps[kd.run.kin]
     assert told._asked(kd) == passes * steps / 3

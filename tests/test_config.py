@@ -296,6 +296,24 @@ methods: [{use: kd, teacher: a}]
 teacher: {model: {kind: mlp}, weights: gone.pt}
   c.yaml:2:40: teacher.weights: there is no file 'gone.pt'; a path from the working folder
 
+teacher: {run: gone}
+  c.yaml:2:16: teacher.run: there is no folder 'gone'; write the folder of one seed, as in
+      runs/digits/students/student/kd/seed-0
+
+teacher: {run: tuning/a/kd/trial-3, seed: 1}
+  c.yaml:2:16: teacher.run: 'tuning/a/kd/trial-3' is a trial of a tuning, of which nothing but the scores is kept; name
+      a run of the config that was tuned
+  c.yaml:2:37: teacher: a teacher with `run` is finished, so `seed` says nothing; remove one
+
+teacher: {run: 3, expct: 0.9}
+  c.yaml:2:16: teacher.run: 3 is not a path
+  c.yaml:2:19: teacher: unknown key 'expct'; did you mean 'expect'? known: …
+
+--set teachers.teacher.run=gone
+  c.yaml:2:11: teacher: a teacher with `run` is finished, so `model` says nothing; remove one
+  --set teachers.teacher.run=gone: teacher.run: there is no folder 'gone'; write the folder of one seed, as in
+      runs/digits/students/student/kd/seed-0
+
 student: {model: {kind: mlp, initial_weights: gone.pt}}
   c.yaml:3:47: student.model.initial_weights: there is no file 'gone.pt'; a path from the working folder
 
@@ -792,6 +810,7 @@ def test_the_schema_accepts_every_shipped_config(schema, path):
         "training: {optimizer: sgd}",
         "methods: [kd, {use: hint, tune: {hint.weight: {low: 1, high: 9}, training.clip: [1, 2]}}]",
         "student: {model: mlp}",
+        "teachers: {a: {run: runs/digits/teachers/teacher/seed-0, expect: 0.9}, b: {model: mlp}}",
         "controls: [alone, {name: label-smoothing, set: {ce.label_smoothing: 0.2}}]",
         "controls: all",
     ],
@@ -808,6 +827,7 @@ def test_the_schema_accepts_shorthands(schema, short):
         "{dataset: digits, nope: 1}",
         "{dataset: digits, methods: [kdd]}",
         "{dataset: digits, methods: [{losses: [kd]}]}",
+        "{dataset: digits, teacher: {expect: 0.9}}",
         "{dataset: {kind: digits, labels_per_clas: 3}}",
         "{dataset: digits, training: {epochs: '3'}}",
         "{dataset: digits, student: {model: {kind: mlp, hiden: [3]}}}",

@@ -39,3 +39,16 @@ def test_what_an_earlier_kdrun_finished_is_whole(folder):
     assert all(result.weights() and len(result.predictions()["labels"]) == 45 for result in found)
     for result in found:
         assert store.find(result.manifest["fingerprint"]) == result
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_what_an_earlier_kdrun_finished_can_teach(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "kept")
+    finished = "runs/kept/students/student/kd/seed-0"
+    done = command(
+        *("train-teacher", "kept.yaml", "--out", "now", "--json", "--set", f"teacher={{run: {finished}}}"),
+        folder=place,
+    )
+    [row] = json.loads(done.out)["rows"]
+    then = json.loads((place / finished / "result.json").read_text())
+    assert row["values"] == [pytest.approx(then["scores"]["accuracy"])]

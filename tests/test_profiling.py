@@ -39,7 +39,7 @@ def hurried(monkeypatch):
 def profiles(root, *overrides, methods="[kd]"):
     """The profile of each group, teachers first."""
     config, store = checked(TEXT.replace("METHODS", methods), *overrides), Store(root)
-    told = checking.check(config, store, lambda text: None, on_device=True)
+    told = checking.check(config, store, Console(quiet=True), on_device=True)
     return profiling.profile(told.plan, told.dataset, store, told.device)
 
 
@@ -85,7 +85,7 @@ def test_the_parts_do_what_a_step_does(tmp_path, overrides):
     made, methods = [], "[kd, hint]" if MAPS in overrides else "[kd, dkd]"
     for action in ("_step_in_parts", "_whole_step", "fit"):
         config = checked(TEXT.replace("METHODS", methods), "training.ema=0.9", *overrides)
-        told = checking.check(config, Store(tmp_path), lambda text: None, on_device=True)
+        told = checking.check(config, Store(tmp_path), Console(quiet=True), on_device=True)
         runs = [one for one in told.plan.runs if one.role == "student" and one.seed == 0]
         stand = profiling.StandIn(told.dataset, {one.draw for one in runs}, told.device)
         group = profiling.Group(runs, told.plan, stand, Store(tmp_path), told.device)

@@ -12,6 +12,8 @@ import torch
 
 from kdrun import models, registry
 from kdrun.config import Config
+from kdrun.config.finished import number_problems, sample_problems
+from kdrun.console import Console
 from kdrun.contracts import Batch, Dataset, Model, Outputs, Shelf, Spec
 from kdrun.errors import (
     DataError,
@@ -75,18 +77,23 @@ def open_dataset(config: Config) -> Dataset:
     """The config's data set, with no more read than its form; raises ``ConfigError``, ``DataError``."""
     with keys_pointed_at(config):
         dataset: Dataset = registry.DATASETS[config.experiment.dataset.kind](config.experiment.dataset)
+    if problems := list(number_problems(config.experiment, dataset.spec.classes)):
+        raise config.error(problems)
     return dataset
 
 
-def load(
-    config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, say: Callable[[str], None]
-) -> None:
-    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``, ``OutOfMemory``."""
+def load(config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, console: Console) -> None:
+    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``, ``OutOfMemory``.
+
+    Warns of teachers that may have learnt from its test samples, and raises where that is all but certain.
+    """
     try:
         with keys_pointed_at(config), watched():
-            dataset.load(device, shelf, say)
+            dataset.load(device, shelf, console.say)
     except OutOfMemory as error:
         raise OutOfMemory(f"dataset: {error}; take fewer or smaller samples") from error.__cause__
+    if problems := list(sample_problems(config.experiment, dataset, console.warn)):
+        raise config.error(problems)
 
 
 @contextmanager

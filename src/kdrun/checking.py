@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from kdrun import memory, split
 from kdrun.assembly import load, open_dataset, resolve_device
 from kdrun.config import Config
+from kdrun.console import Console
 from kdrun.contracts import Dataset
 from kdrun.machine import told_size
 from kdrun.plan import Kin, Plan, Run, plan
@@ -152,7 +152,7 @@ class Checked:
         }
 
 
-def check(config: Config, store: Store, say: Callable[[str], None], on_device: bool = False) -> Checked:
+def check(config: Config, store: Store, console: Console, on_device: bool = False) -> Checked:
     """Build, tap and step everything once; raises ``ConfigError`` with all that does not fit.
 
     ``on_device`` loads a data set that is at hand where it would be trained on, to be used.
@@ -162,7 +162,7 @@ def check(config: Config, store: Store, say: Callable[[str], None], on_device: b
     planned = plan(config, dataset)
     rehearsed = rehearse(planned, dataset, device, whole_batches=True)
     if dataset.at_hand:
-        load(config, dataset, device if on_device else torch.device("cpu"), store.shelf, say)
+        load(config, dataset, device if on_device else torch.device("cpu"), store.shelf, console)
     unfinished = [
         run
         for run in planned.runs

@@ -605,10 +605,11 @@ def check(
 ) -> None:
     """Everything short of training: models, taps, adapters, one batch through every loss; size and time estimated."""
     from kdrun import checking, profiling
+    from kdrun.console import Console
     from kdrun.terminal import print_table
 
     read, store = _config(config, device, seeds, set_, plugin), _store(out)
-    told = checking.check(read, store, lambda text: _note(text, quiet), on_device=profile)
+    told = checking.check(read, store, Console(quiet), on_device=profile)
     profiles = profiling.profile(told.plan, told.dataset, store, told.device) if profile else []
     if json_:
         profiled = {"profile": [one.as_json() for one in profiles]} if profile else {}

@@ -161,7 +161,8 @@ def _fitted_problems(
         yield Problem(
             (*path, "training", "queries"), words, "write it in a student's or a method's training", True
         )
-    if getattr(model.model, "prune", False) and experiment.dataset.validation == 0:
+    learns = getattr(model, "weights", None) is None
+    if learns and getattr(model.model, "prune", False) and experiment.dataset.validation == 0:
         words = "pruning looks at the validation share, and there is none"
         yield Problem((*path, "model", "prune"), words, "add `validation: 0.2` to the data set")
 
@@ -359,7 +360,8 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
         same = next(other for other in teachers if teachers[other] == teacher)
         if same != name and teacher.seeds is None:
             words = f"'{name}' is the same teacher as '{same}'"
-            yield Problem(path, words, "give one of them another `seed`", True)
+            hint = "give one of them another `seed`" if teacher.weights is None else "keep one"
+            yield Problem(path, words, hint, True)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
             file = model.model.initial_weights

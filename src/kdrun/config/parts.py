@@ -66,17 +66,22 @@ Name = Annotated[
 
 FOLDS = 5
 """Of cross-fitting, where nothing is said."""
+BESIDE_A_RUN = {"run", "expect"}
+"""What a teacher says that is a finished run; all else comes from there."""
 
 
 class TeacherConfig(Schema):
-    """A teacher: trained by kdrun, distilled from other teachers, made of other teachers, or read from a file."""
+    """A teacher: trained by kdrun, distilled or made of other teachers, or read from a file or from a finished run."""
 
     model: AnyModel
-    """its architecture"""
+    """its architecture; that of its `run`, where there is one"""
     training: Training | None = None
     """what differs from the experiment's `training`"""
     weights: Path | None = Field(default=None, strict=False)
     """a finished teacher's local file (safetensors, or .pt); it is then not trained"""
+    run: Path | None = Field(default=None, strict=False)
+    """a finished run's folder, a teacher's or a student's of any experiment: its model, its view and its weights are
+    the teacher's, of which nothing but `expect` is said then"""
     expect: float | None = Field(default=None, ge=0, le=1)
     """the least score on the test set; below it nothing is distilled"""
     seed: int = 0
@@ -93,6 +98,13 @@ class TeacherConfig(Schema):
     """the teacher, or teachers, that it is itself distilled from; of an ensemble or a cascade its members"""
     method: str | None = None
     """the method by which it is distilled"""
+
+    @model_validator(mode="after")
+    def _said_by_its_run(self) -> Self:
+        """What came from a run is not the config's own, and is not written into one that is made of it."""
+        if self.run is not None:
+            self.model_fields_set.intersection_update(BESIDE_A_RUN)
+        return self
 
     @property
     def sources(self) -> list[str]:

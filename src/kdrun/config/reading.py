@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
+from kdrun.config.finished import fill_in
 from kdrun.config.mixes import (
     Method,
     by_label,
@@ -100,7 +101,7 @@ def validate(source: Source, name: str = "experiment") -> Config:
     _require_plugins(source)
     _rebuild_schema()
     twice = list(_given_twice(source))
-    problems = twice[:]
+    problems = [*twice, *fill_in(data, source)]
     try:
         experiment = Experiment.model_validate(data)
     except ValidationError as error:
@@ -190,8 +191,10 @@ def json_schema() -> dict[str, Any]:
     schema["required"] = [key for key in schema["required"] if key != "name"]
     for short, many in SHORTHANDS.items():
         schema["properties"][short] = schema["properties"][many]["additionalProperties"]
-    method, methods = schema["$defs"]["MethodConfig"], schema["properties"]["methods"]
-    method["anyOf"] = [{"required": method.pop("required")}, {"required": ["use"]}]
+    methods = schema["properties"]["methods"]
+    for part, instead in (("MethodConfig", "use"), ("TeacherConfig", "run")):
+        form = schema["$defs"][part]
+        form["anyOf"] = [{"required": form.pop("required")}, {"required": [instead]}]
     methods["items"] = {"anyOf": [{"enum": sorted(published_methods())}, methods["items"]]}
     for form in schema["properties"]["controls"]["anyOf"]:
         if "items" in form:

@@ -96,6 +96,22 @@ class Protocol(Form):
     test_sha256: str
 
 
+class Component(Form):
+    """A component's options, as far as they say which it is."""
+
+    kind: str
+
+
+class Inputs(Form):
+    """What decided a run, as far as an experiment relies on it of which the run is a teacher."""
+
+    dataset: Component
+    model: Component
+    view: str | None
+    plugins: dict[str, str]
+    losses: list[Component] = []
+
+
 class Trial(Form):
     """``result.json`` of a trial of a tuning."""
 

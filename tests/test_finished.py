@@ -127,6 +127,10 @@ def test_its_view_comes_with_it(folder):
     assert refusal(second(place)) == [
         "c.yaml:6:16: teacher.run: the data set has no view 'strong'; known: input"
     ]
+    named = second(place).replace("teacher: {run", "teachers: {student: {run").replace("0.2}", "0.2}}")
+    assert refusal(named) == [
+        "c.yaml:6:27: teachers.student.run: the data set has no view 'strong'; known: input"
+    ]
 
 
 def test_a_forest_s_folds_do_not_come_with_it(folder):
@@ -287,9 +291,9 @@ class Mine(Model):
 
 def test_a_plugin_s_model_teaches_where_the_plugin_is_loaded(folder):
     Path("theirs.py").write_text(PLUGIN)
-    Path("a.yaml").write_text(FIRST.replace("{kind: cnn, width: 4, depth: 2, hidden: 16}", "mine"))
-    Path("c.yaml").write_text(second("own/first/teachers/big/seed-0"))
-    commands = [["train-teacher", "a.yaml", "--out", "own"], ["compare", "c.yaml"]]
+    Path("a.yaml").write_text(second().replace(f"run: {SMALL}", "model: mine"))
+    Path("c.yaml").write_text(second(AGAIN))
+    commands = [["train-teacher", "a.yaml"], ["check", "c.yaml"]]
     code = (
         "import sys; from contextlib import suppress; from kdrun.cli import main\n"
         f"for words in {commands}:\n"
@@ -297,8 +301,8 @@ def test_a_plugin_s_model_teaches_where_the_plugin_is_loaded(folder):
         "    with suppress(SystemExit): main()"
     )
     done = process(folder=folder, code=code)
-    assert "student kd" in done.out and not done.err
-    [told] = refusal(second("own/first/teachers/big/seed-0"))
+    assert "c.yaml: everything fits" in done.out and not done.err
+    [told] = refusal(second(AGAIN))
     assert "the run's model 'mine' is none that is loaded; add --plugin theirs to the command" in told
 
 

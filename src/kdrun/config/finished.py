@@ -151,7 +151,7 @@ def _samples(identity: dict[str, Any]) -> str:
 
 def _same_split(there: dict[str, Any], here: dict[str, Any]) -> str:
     """What to write to have the test split of another identity."""
-    other = [f"{key}: {json.dumps(there[key])}" for key in SPLIT_BY if there.get(key) != here.get(key)]
+    other = [f"{key}: {json.dumps(there.get(key))}" for key in SPLIT_BY if there.get(key) != here.get(key)]
     if not other:
         return "give it the files that it had there"
     return f"write `{', '.join(other)}` for the data set, as there"

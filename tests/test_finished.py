@@ -204,6 +204,20 @@ def test_a_run_that_is_not_finished_is_refused(folder):
     ]
 
 
+def test_a_run_that_is_made_of_others_is_refused(folder):
+    text = "teachers:\n  other: {model: {kind: mlp, hidden: [4]}}\n  teacher: {run: RUN, expect: 0.2}\n"
+    text = SECOND.replace("teacher: {run: RUN, expect: 0.2}\n", text).replace("RUN", SMALL)
+    run(
+        text.replace("student:", "  both: {model: ensemble, from: [teacher, other]}\nstudent:"),
+        "runs",
+        "methods=[]",
+    )
+    assert refusal(second("runs/second/teachers/both/seed-0")) == [
+        "c.yaml:6:16: teacher.run: the run is made of several others ('ensemble'); name its members, and combine them "
+        "here"
+    ]
+
+
 def test_a_trial_is_refused(folder):
     tune(experiment(second(), "runs"), 1)
     place = "runs/second/tuning/student/kd/trial-0"

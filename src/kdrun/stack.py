@@ -15,7 +15,8 @@ from kdrun.contracts import Batch, Outputs
 from kdrun.eager import take_step
 from kdrun.errors import TrainingError
 from kdrun.losses.base import OnLogits
-from kdrun.losses.labels import LabelLoss, PastSelf
+from kdrun.losses.labels import LabelLoss
+from kdrun.losses.selves import PastSelf
 from kdrun.models import Network
 from kdrun.student import Gradients, Lesson, Student, clip
 

@@ -21,7 +21,7 @@ from kdrun.losses.features import (
     SolutionFlow,
     VariationalInformation,
 )
-from kdrun.losses.labels import CrossEntropy, PastSelf, VirtualTeacher
+from kdrun.losses.labels import CrossEntropy, VirtualTeacher
 from kdrun.losses.logits import (
     BinaryKD,
     CorrelationKD,
@@ -46,6 +46,7 @@ from kdrun.losses.relations import (
     RelationGraph,
     SimilarityPreserving,
 )
+from kdrun.losses.selves import PastSelf
 from kdrun.losses.several import AdaptiveEnsemble, ConfidenceAware, ConfidenceAwareFeatures, EntropyWeighted
 from kdrun.losses.structure import SplitBalance
 from kdrun.losses.wasserstein import WassersteinFeatures, WassersteinLogits

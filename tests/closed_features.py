@@ -237,7 +237,29 @@ def split_balance(student, teacher, batch, loss):
     return total
 
 
+def exits(student, teacher, batch, loss):
+    """After two stages of three, at the size of the third."""
+
+    def log_softmax(z):
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+    p = np.exp(log_softmax(array(student.logits) / 3))
+    rows, total = range(len(batch)), 0
+    for name, one in zip(STAGES[:2], loss.exits, strict=True):
+        x = shrunk(array(student.features[name]), 2)
+        for place in (0, 3, 6):
+            x = relu(normalised(convolved(x, one.body[place])))
+        vectors = x.mean(axis=(2, 3))
+        z = vectors @ array(one.classifier.weight).T + array(one.classifier.bias)
+        labels = -np.mean(log_softmax(z)[rows, batch.labels])
+        divergence = np.mean(np.sum(p * (np.log(p) - log_softmax(z / 3)), axis=1))
+        apart = np.mean(np.sum((vectors - array(student.features["embedding"])) ** 2, axis=1))
+        total += 0.7 * labels + 0.3 * divergence + 0.03 * apart
+    return total
+
+
 CLOSED_FORM = {
+    "exits": exits,
     "split-balance": split_balance,
     "hint": hint,
     "at": at,

@@ -79,6 +79,13 @@ def kdcl(student, teacher, batch, loss):
     return total / len(batch)
 
 
+def mean_teacher(student, teacher, batch, loss):
+    """Before the first step, when the average has the student's weights."""
+    weight, bias = (array(loss.student_state()[name]) for name in ("weight", "bias"))
+    theirs = softmax(array(batch.views["input"]) @ weight.T + bias)
+    return np.mean((softmax(logits(student)) - theirs) ** 2)
+
+
 def tf_kd_reg(student, teacher, batch, loss):
     z = logits(student)
     size, classes = z.shape
@@ -327,6 +334,7 @@ CLOSED_FORM = {
     "ps-kd": ps_kd,
     "mutual": mutual,
     "kdcl": kdcl,
+    "mean-teacher": mean_teacher,
     "tf-kd-reg": tf_kd_reg,
     "kd": DIVERGENCE["forward-kl"],
     "hard": hard,

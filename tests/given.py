@@ -155,6 +155,7 @@ def build(config, student=None, teacher=TEACHER, size=SIZE):
         lambda: survey(teacher),
         "input",
         Twin,
+        Twin(0).state_dict,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -103,9 +103,9 @@ def built(term, case, arrays, dtype):
             said = Outputs(
                 features.mean(dim=(2, 3)) @ state["head.weight"].T + state["head.bias"], said.features
             )
-        labels_of_all = torch.arange(samples) % 2
+        seen = torch.arange(samples) % 2
         return Context(
-            batch, student, said, samples, len(centres), size, labels_of_all, state, "head", survey, "", None
+            batch, student, said, samples, len(centres), size, seen, state, "head", survey, "", None, dict
         )
 
     loss_class = LOSSES[term.config["kind"]]

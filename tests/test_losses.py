@@ -81,6 +81,8 @@ VARIANTS = [
     {"kind": "mutual", "peers": 2},
     {"kind": "kdcl", "together": "best"},
     {"kind": "kdcl", "together": "mean", "peers": 3},
+    {"kind": "exits", "layers": ["embedding", "stage3"], "label_smoothing": 0.1},
+    {"kind": "exits", "alpha": 1, "hint": 0},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_config = pytest.mark.parametrize(
@@ -143,6 +145,7 @@ def test_the_neighbours_of_cc_are_their_closed_form():
 SEES_LABELS = {"ce", "tf-kd-reg", "ps-kd"}
 LABELS_MATTER = SEES_LABELS | {
     "kdcl",
+    "exits",
     "dkd",
     "nkd",
     "wsld",
@@ -176,6 +179,8 @@ MINIMUM_ELSEWHERE = {
     "ca-mkd-feature": "adapters that cannot be left out",
     "mutual": "what its peers say",
     "kdcl": "what all peers say together",
+    "mean-teacher": "what the average of its weights says",
+    "exits": "exits that say what the deepest classifier says",
 }
 """Losses that want something else than what the teacher gives, and what."""
 
@@ -323,6 +328,10 @@ def test_target_minimises_the_loss(kind):
     assert slopes[0].abs().max() < 1e-4
 
 
+TEACHES_ITSELF = {"exits": {"embedding"}}
+"""Layers of the student that a loss takes as they are, and what it learns from them."""
+
+
 @every_config
 def test_gradient_reaches_student_and_adapters_but_no_teacher(config):
     loss, student, teacher, batch = given(config)
@@ -335,9 +344,10 @@ def test_gradient_reaches_student_and_adapters_but_no_teacher(config):
         dict.fromkeys(TEACHERS, theirs) if is_joint(config["kind"]) else theirs,
     )
     wanted = next(iter(taps.values())) if is_joint(config["kind"]) else taps
-    assert all(student.features[name].grad is not None for name in wanted.student)
-    assert all(student.features[name].grad.any() for name in wanted.student)
-    assert wanted.student or student.logits.grad.any()
+    learning = set(wanted.student) - TEACHES_ITSELF.get(config["kind"], set())
+    assert all(student.features[name].grad is not None for name in learning)
+    assert all(student.features[name].grad.any() for name in learning)
+    assert learning or student.logits.grad.any()
     trained = {
         n: p for n, p in loss.named_parameters() if p.requires_grad and not n.startswith("paraphraser")
     }
@@ -486,7 +496,7 @@ def test_documentation_names_source_and_trap(kind):
     assert all(loss_class.Config.model_fields[name].description for name in own)
 
 
-PART_OF = {"ca-mkd-feature": "ca-mkd", "split-balance": "soft-tree"}
+PART_OF = {"ca-mkd-feature": "ca-mkd", "split-balance": "soft-tree", "exits": "be-your-own-teacher"}
 """Losses that stand in a mix of another name."""
 
 
@@ -672,6 +682,100 @@ def test_kdcl_takes_for_each_sample_the_network_that_explains_its_label_best():
             expected += 4 * (p * np.log(p / q)).sum() / SIZE
     assert expected > 0.1
     assert loss(student, None, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_is_a_true_mean_at_first_and_then_forgets():
+    loss, live = build({"kind": "mean-teacher", "ema": 0.75}), torch.nn.Linear(3, CLASSES)
+    loss.student_state, draw = live.state_dict, torch.Generator().manual_seed(0)
+    seen = [loss.average.weight.detach().clone()]
+    for step in range(1, 7):
+        with torch.no_grad():
+            live.weight.copy_(torch.randn(CLASSES, 3, generator=draw))
+        seen.append(live.weight.detach().clone())
+        before = loss.average.weight.detach().clone()
+        loss.end_step(step)
+        wanted = torch.stack(seen).mean(dim=0) if step < 4 else 0.75 * before + 0.25 * seen[-1]
+        torch.testing.assert_close(loss.average.weight.detach(), wanted)
+    assert not loss.average.weight.requires_grad
+
+
+def test_counts_are_copied_and_statistics_averaged():
+    loss, live = build({"kind": "mean-teacher"}), torch.nn.BatchNorm1d(2)
+    loss.average, loss.student_state = torch.nn.BatchNorm1d(2), live.state_dict
+    live(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    loss.end_step(1)
+    assert loss.average.num_batches_tracked == 1
+    torch.testing.assert_close(loss.average.running_mean, live.running_mean / 2)
+
+
+def test_a_student_that_says_what_its_average_says_has_nothing_to_learn_of_it():
+    loss, batch = build({"kind": "mean-teacher"}), batch_of()
+    like = Outputs(loss.average(batch.views["input"]).detach().requires_grad_())
+    value, (slope,) = gradients(loss, like, None, batch)
+    assert value == 0 and not slope.any()
+    assert loss(outputs({}, seed=1), None, batch) > 1e-3
+
+
+def exit_after(shape, **config):
+    """A loss with one exit, after a layer of a shape, and what the student says."""
+    shapes = {"stage1": shape, "embedding": (7,)}
+    return build({"kind": "exits", "layers": ["stage1"]} | config, student=shapes), outputs(shapes, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((4,), lambda x: x),
+        ((6, 4), lambda x: x.mean(dim=1)),
+        ((4, 5, 3), lambda x: x),
+    ],
+    ids=["vectors", "tokens", "maps"],
+)
+def test_an_exit_reads_every_form_of_layer(shape, seen):
+    loss, student = exit_after(shape, hint=0.5, alpha=0.4)
+    (one,) = loss.exits
+    vectors = one.body(seen(student.features["stage1"]))
+    vectors = vectors.mean(dim=(2, 3)) if len(shape) == 3 else vectors
+    z, batch = one.classifier(vectors), batch_of()
+    p = (student.logits / 3).softmax(1)
+    kl = (p * (p.log() - (z / 3).log_softmax(1))).sum(dim=1).mean()
+    apart = (vectors - student.features["embedding"]).square().sum(dim=1).mean()
+    expected = 0.6 * torch.nn.functional.cross_entropy(z, batch.labels) + 0.4 * kl + 0.5 * apart
+    assert loss(student, None, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_exit_that_says_what_the_deepest_classifier_says_has_nothing_to_learn_of_it():
+    loss, student = exit_after((4,), alpha=1)
+    (one,) = loss.exits
+    one.body, one.classifier = torch.nn.Linear(4, 7), torch.nn.Linear(7, CLASSES)
+    vectors = one.body(student.features["stage1"]).detach()
+    student.features["embedding"] = vectors
+    student = Outputs(one.classifier(vectors).detach(), student.features)
+    value, slopes = gradients(loss, student, None, batch_of())
+    assert value == pytest.approx(0, abs=1e-6) and all(slope.abs().max() < 1e-6 for slope in slopes)
+    with torch.no_grad():
+        one.classifier.bias += torch.arange(CLASSES)
+    assert loss(student, None, batch_of()) > 0.01
+
+
+def test_the_deepest_classifier_learns_nothing_of_its_exits():
+    loss, student, _, batch = given({"kind": "exits"})
+    loss(student, None, batch).backward()
+    assert student.logits.grad is None and student.features["embedding"].grad is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "words"),
+    [
+        ({"stage1": (4,), "embedding": (4,)}, {}, "has one stage"),
+        ({"embedding": (4,)}, {}, "does not say which of its layers are stages"),
+        (STUDENT, {"layers": ["stage4"]}, "no layer 'stage4'"),
+        (STUDENT | {"stage1": (2, 3, 4, 5)}, {}, r"gives \(2, 3, 4, 5\)"),
+    ],
+)
+def test_exits_need_stages(shapes, config, words):
+    with pytest.raises(Mismatch, match=words):
+        build({"kind": "exits"} | config, student=shapes)
 
 
 def test_teacher_may_rule_out_classes():

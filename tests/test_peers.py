@@ -1,4 +1,4 @@
-"""Students without a teacher: peers that learn along, and their own past."""
+"""Students without a teacher: peers that learn along, their own past, the average of their weights, their exits."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kdrun import assembly, rehearsal, split
+from kdrun.errors import ConfigError
 from kdrun.plan import plan
 from support import checked, outcome, problems, run, students
 
@@ -18,7 +19,7 @@ seeds: [1]
 training: {epochs: 3, batch_size: 16, optimizer: {kind: adamw, lr: 0.01}}
 student: {model: {kind: mlp, hidden: [8, 8], dropout: 0.2, batch_norm: true}}
 controls: none
-methods: [mutual, {use: mutual, name: three, set: {mutual.peers: 2}}, kdcl, ps-kd]
+methods: [mutual, {use: mutual, name: three, set: {mutual.peers: 2}}, kdcl, ps-kd, mean-teacher, be-your-own-teacher]
 """
 
 
@@ -132,14 +133,186 @@ def test_what_is_logged_is_what_the_student_learns():
 def test_company_changes_no_bit(tmp_path, stack):
     plain = ["student.model={kind: mlp, hidden: [8, 8]}"] if stack else []
     run(TABLE, tmp_path / "all", f"training.stack={str(stack).lower()}", *plain)
-    run(TABLE, tmp_path / "one", "methods=[mutual]", f"training.stack={str(stack).lower()}", *plain)
-    both = [outcome(tmp_path / name)["students/student/mutual/seed-1"] for name in ("all", "one")]
-    if not stack:
-        assert both[0] == both[1]
-    assert np.isclose(both[0]["scores"]["nll"], both[1]["scores"]["nll"], rtol=1e-3)
+    together = outcome(tmp_path / "all")
+    for method in ("mutual", "mean-teacher", "be-your-own-teacher"):
+        run(TABLE, tmp_path / method, f"methods=[{method}]", f"training.stack={str(stack).lower()}", *plain)
+        place = f"students/student/{method}/seed-1"
+        both = [together[place], outcome(tmp_path / method)[place]]
+        if not stack:
+            assert both[0] == both[1]
+        assert np.isclose(both[0]["scores"]["nll"], both[1]["scores"]["nll"], rtol=1e-3)
 
 
-def test_a_model_that_no_gradient_reaches_has_no_peers():
-    for method in ("mutual", "kdcl", "ps-kd"):
-        said = problems(TABLE, "student.model=tree", "student.training=null", f"methods=[{method}]")
-        assert f"'{method}' gives no class probabilities" in said
+def test_a_model_that_no_gradient_reaches_has_no_peers_and_teaches_itself_nothing():
+    for kind in ("mutual", "kdcl", "ps-kd", "mean-teacher", "exits"):
+        mix = f"methods=[{{name: mine, losses: [ce, {kind}]}}]"
+        said = problems(TABLE, "student.model=tree", "student.training=null", mix)
+        assert f"'{kind}' gives no class probabilities" in said
+
+
+# ---------------------------------------------------------------------------- the average of the weights
+
+AVERAGED = "{name: averaged, losses: [ce, {kind: mean-teacher, ema: 0.6, weight: 10, first_epoch: 2}]}"
+
+
+def average_of(student, term="mean-teacher"):
+    (loss,) = student.objective.named[term].losses
+    return loss.average
+
+
+def steps_of(student, dataset, planned, count):
+    """The student's weights before each of its first steps, and after the last of so many."""
+    batches = [b for epoch in range(3) for b in dataset.batches(planned.runs[-1].draw, epoch)]
+    seen = [{name: value.clone() for name, value in student.model.state_dict().items()}]
+    for batch in batches[:count]:
+        student.step(batch, {})
+        seen.append({name: value.clone() for name, value in student.model.state_dict().items()})
+    return seen
+
+
+def test_the_average_follows_the_student_in_every_step_also_where_its_term_does_not_count():
+    made, _, dataset, planned = students(TABLE, f"methods=[{AVERAGED}]", "student.model.batch_norm=false")
+    student = made["averaged"]
+    assert alike(average_of(student).state_dict(), student.model.state_dict())
+    seen = steps_of(student, dataset, planned, 5)  # the term counts from the fourth on
+    for name, value in average_of(student).state_dict().items():
+        expected = seen[0][name].double()
+        for step, now in enumerate(seen[1:], start=1):
+            decay = min(1 - 1 / (step + 1), 0.6)
+            expected = decay * expected + (1 - decay) * now[name]
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not alike(average_of(student).state_dict(), student.model.state_dict())
+
+
+def test_the_average_of_a_student_that_does_not_learn_is_the_student():
+    stages = "stages: [{epochs: 1, train: [adapters]}]"
+    made, _, dataset, planned = students(
+        TABLE, f"methods=[{{name: late, use: mean-teacher, {stages}}}]", "student.model.batch_norm=false"
+    )
+    seen = steps_of(made["late"], dataset, planned, 3)
+    assert alike(seen[-1], seen[0]) and alike(average_of(made["late"]).state_dict(), seen[0])
+
+
+def test_the_average_takes_no_gradients_and_is_not_exported():
+    made, _, dataset, planned = students(TABLE, "methods=[mean-teacher]")
+    student = made["mean-teacher"]
+    averaged = {id(parameter) for parameter in average_of(student).parameters()}
+    assert not averaged & {id(parameter) for parameter in student.parameters}
+    seen = steps_of(student, dataset, planned, 3)
+    assert all(parameter.grad is None for parameter in average_of(student).parameters())
+    assert student.exported().model.state_dict().keys() == seen[0].keys()
+
+
+def test_the_average_sees_what_the_student_sees_through_another_dropout():
+    made, _, dataset, planned = students(TABLE, "methods=[mean-teacher]", "student.model.dropout=0.5")
+    student, batch = made["mean-teacher"], next(dataset.batches(planned.runs[-1].draw, 0))
+    seen = []
+    for network in (student.model, average_of(student)):
+        network.register_forward_hook(lambda module, x, logits: seen.append((x[0], logits)))
+    student.step(batch, {})
+    [(ours, logits), (theirs, averaged)] = seen
+    assert torch.equal(ours, theirs) and not torch.equal(logits, averaged)
+    assert logits.requires_grad and not averaged.requires_grad
+
+
+PICTURES = "dataset={kind: synthetic, shape: [1, 8, 8], classes: 3, samples: 48, strong_view: strong}"
+
+
+def test_the_average_can_look_at_another_view_and_the_student_looks_once():
+    method = "methods=[{use: mean-teacher, set: {mean-teacher.view: strong}}]"
+    made, _, dataset, planned = students(TABLE, PICTURES, method)
+    student, batch = made["mean-teacher"], next(dataset.batches(planned.runs[-1].draw, 0))
+    inputs = []
+    for network in (student.model, average_of(student)):
+        network.register_forward_hook(lambda module, x, logits: inputs.append(x[0]))
+    student.step(batch, {})
+    ours, theirs = inputs
+    assert torch.equal(ours, batch.views["input"]) and torch.equal(theirs, batch.views["strong"])
+    assert not torch.equal(ours, theirs)
+
+
+def test_what_the_second_view_is_decides_what_its_average_teaches():
+    prints = [
+        [run_.fingerprint for run_ in students(TABLE, PICTURES.replace("strong}", look), method)[-1].runs]
+        for method in (
+            "methods=[{use: mean-teacher, set: {mean-teacher.view: strong}}]",
+            "methods=[mean-teacher]",
+        )
+        for look in ("strong}", "standard}")
+    ]
+    (alone, viewed), (same, other), (_, plain), (_, again) = prints
+    assert alone == same and viewed != other and plain == again
+
+
+def test_a_view_that_is_not_there_is_refused_where_it_stands(tmp_path):
+    method = "methods=[{use: mean-teacher, set: {mean-teacher.view: strnog}}]"
+    with pytest.raises(ConfigError) as caught:
+        run(TABLE, tmp_path, PICTURES, method)
+    assert "mean-teacher.view: the data set has no view 'strnog' of the student's shape, (1, 8, 8)" in str(
+        caught.value
+    )
+    assert "'strong'" in str(caught.value)
+
+
+@pytest.mark.parametrize("view", ["", ", set: {mean-teacher.view: strong}"])
+def test_a_control_of_the_same_cost_counts_a_pass_of_the_average(view):
+    teacher = "teacher={model: {kind: mlp, hidden: [4]}}"
+    methods = f"methods=[{{use: mean-teacher{view}}}]"
+    planned = students(TABLE, PICTURES, teacher, methods, "controls=[matched-cost]")[-1]
+    epochs = {run_.method: run_.training.epochs for run_ in planned.runs}
+    assert epochs["mean-teacher"] == 3 and epochs["matched-cost"] == 4
+
+
+def test_students_that_teach_themselves_learn_of_samples_without_a_label():
+    methods = "methods=[mean-teacher, be-your-own-teacher]"
+    made, _, dataset, planned = students(TABLE, "dataset.labels_per_class=3", methods)
+    for run_ in planned.runs[1:]:
+        batch = next(dataset.batches(run_.draw, 0))
+        assert (batch.labels == -1).any()
+        made[run_.method].step(batch.with_labels(torch.full_like(batch.labels, -1)), {})
+        told = made[run_.method].rehearsed()
+        assert told.pop("ce") == 0 and all(value > 0 for value in told.values())
+
+
+# ------------------------------------------------------------------------------------------------ exits
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{kind: mlp, hidden: [8, 6, 5]}",
+        "{kind: gru, hidden: 5, layers: 3}",
+        "{kind: cnn, width: 3, depth: 3}",
+        "{kind: vit, dim: 8, depth: 3, heads: 2, patch: 4}",
+        "resnet8",
+        "vgg8",
+    ],
+)
+def test_students_of_every_form_have_exits_and_are_exported_without(model):
+    made, _, dataset, planned = students(
+        TABLE, PICTURES, "methods=[be-your-own-teacher]", f"student.model={model}"
+    )
+    student, batch = made["be-your-own-teacher"], next(dataset.batches(planned.runs[-1].draw, 0))
+    (loss,) = student.objective.named["exits"].losses
+    assert len(loss.exits) == len(student.model.stages) - 1
+    before = {name: value.clone() for name, value in loss.exits.state_dict().items()}
+    student.step(batch, {})
+    student.flush()
+    assert student.failure is None
+    after = loss.exits.state_dict()
+    assert all(
+        not torch.equal(value, after[name]) for name, value in before.items() if name.endswith("weight")
+    )
+    assert student.exported().model.state_dict().keys() == student.model.state_dict().keys()
+
+
+def test_a_student_without_stages_has_no_exits(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run(TABLE, tmp_path, "methods=[be-your-own-teacher]", "student.model.hidden=[8]")
+    assert "'exits' come after all stages but the last, and the student has one stage" in str(caught.value)
+
+
+def test_exits_learn_the_labels_as_smoothly_as_the_student():
+    made, *_ = students(TABLE, "methods=[be-your-own-teacher]", "training.label_smoothing=0.2")
+    (loss,) = made["be-your-own-teacher"].objective.named["exits"].losses
+    assert loss.labels.config.label_smoothing == 0.2

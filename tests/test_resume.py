@@ -78,7 +78,10 @@ RECIPES = {
         "methods=[{use: crd, momentum_gap: 0.05}, {use: ft, stages: [{epochs: 1, losses: [ft], train: [adapters]}]}, "
         "{use: ctkd, early_stop: 2}, simkd, {use: mgd, set: {mgd.mask: teacher-confident, mgd.schedule: cosine}}]",
     ],
-    "peers-and-pasts": ["training.mixup=0.4", "methods=[ps-kd, {use: mutual, set: {mutual.peers: 2}}, kdcl]"],
+    "peers-and-pasts": [
+        "training.mixup=0.4",
+        "methods=[ps-kd, {use: mutual, set: {mutual.peers: 2}}, kdcl, mean-teacher, be-your-own-teacher]",
+    ],
 }
 
 

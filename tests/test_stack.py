@@ -79,10 +79,15 @@ def test_stacked_students_learn_what_they_learn_alone(tmp_path, monkeypatch, ove
             assert apart <= 1e-5 * max(np.linalg.norm(array), 1), (place, name, apart)
 
 
-def test_losses_that_look_at_layers_can_be_stacked(tmp_path):
-    methods = "[kd, rkd, hint, {name: crd, use: crd}]"
-    run(text(methods), tmp_path / "stacked")
-    run(text(methods), tmp_path / "alone", "training.stack=false")
+def test_losses_that_look_at_layers_or_at_the_student_s_weights_can_be_stacked(tmp_path, monkeypatch):
+    methods, deep = (
+        "[kd, rkd, hint, {name: crd, use: crd}, mean-teacher, be-your-own-teacher]",
+        "student.model.hidden=[12, 12]",
+    )
+    run(text(methods), tmp_path / "alone", "training.stack=false", deep)
+    sizes = noted_sizes(monkeypatch)
+    run(text(methods), tmp_path / "stacked", deep)
+    assert max(sizes) == 2 * 7
     stacked, alone = learnt(tmp_path / "stacked"), learnt(tmp_path / "alone")
     for place, arrays in alone.items():
         logits = torch.from_numpy(stacked[place]["logits"])

@@ -816,13 +816,13 @@ def test_bf16_and_auto_on_the_cpu(tmp_path):
 
 def losses_when(compiled, method, *overrides):
     """The last epoch's terms of one student."""
-    text = with_methods(TABLE, "kd", "hint", "rkd")
+    text = with_methods(TABLE, "kd", "hint", "rkd", "mean-teacher", "be-your-own-teacher")
     made, _, dataset, _ = students(text, f"training.compile={compiled}", *overrides)
     fit([made[method]], dataset, 3, Ears(), lambda: None)
     return {name: term["value"] for name, term in made[method].metrics[-1]["terms"].items()}
 
 
-NO_DROPOUT = "students.small.model={kind: mlp, hidden: [8]}"  # compiled code draws it in another order
+NO_DROPOUT = "students.small.model={kind: mlp, hidden: [8, 8]}"  # compiled code draws it in another order
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
@@ -838,7 +838,7 @@ def test_every_student_is_compiled_once(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: compiled(function, backend="aot_eager"))
     torch.compiler.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for method in ("alone", "kd", "hint", "rkd"):
+        for method in ("alone", "kd", "hint", "rkd", "mean-teacher", "be-your-own-teacher"):
             assert losses_when("true", method, NO_DROPOUT) == pytest.approx(
                 losses_when("false", method, NO_DROPOUT), rel=1e-3
             )

@@ -15,6 +15,7 @@ from kdrun.controls import CONTROLS
 from kdrun.data.base import SampleSet
 from kdrun.errors import ConfigError, Interrupted
 from kdrun.interrupts import Stop
+from kdrun.registry import LOSSES
 from kdrun.report.words import remarks
 from kdrun.store import Store
 from kdrun.store.housekeeping import disposable, entries
@@ -322,9 +323,8 @@ def test_every_published_method_can_have_the_values_that_are_tried(name):
     two = BASE.replace("teacher: {", "teachers: {one: {model: mlp, seed: 1}, two: {").replace(
         "[24]}}", "[24]}}}"
     )
-    teacher = (
-        "" if name in ("ce", "label-smoothing", "tf-kd-reg", "ps-kd", "mutual", "kdcl") else ", teacher: one"
-    )
+    kinds = [term["kind"] for term in config.published_methods()[name].losses]
+    teacher = ", teacher: one" if any(LOSSES[kind].needs_teacher for kind in kinds) else ""
     joint = name in ("aekd", "ca-mkd", "ebkd")
     text = two.split("methods:")[0] + f"methods: [{{name: it, use: {name}{teacher * (not joint)}}}]"
     read = checked(text)

@@ -268,6 +268,11 @@ class LossConfig(Schema):
         """The names of its teachers, none where it looks at none or does not say."""
         return as_list(self.teacher)
 
+    @property
+    def passes(self) -> int:
+        """What networks like the student's cost that it runs, in forward passes a step; a backward pass costs two."""
+        return 0
+
     def weight_in(self, epoch: int, epochs: int) -> float:
         """The weight in an epoch, counted from 0, of so many."""
         if not self.first_epoch <= epoch + 1 <= (self.last_epoch or epochs):
@@ -284,7 +289,8 @@ class Context:
     ``labels`` are the training labels as the student sees them; ``teacher_state`` the teacher's weights and
     statistics, read-only, and ``teacher_head`` the name of its classifier. ``survey`` goes once over the training
     set, not augmented, with the labels that the student sees and the teacher's outputs. ``view`` is what the student
-    looks at, and ``twin`` makes networks of its architecture that start from other weights, by their number from 1 on.
+    looks at, and ``twin`` makes networks of its architecture that start from other weights, by their number from 1 on;
+    ``student_state`` gives its weights and statistics as they are when it is called, read-only.
     """
 
     batch: Batch
@@ -299,6 +305,7 @@ class Context:
     survey: Callable[[], Iterable[tuple[Batch, Outputs]]]
     view: str
     twin: Callable[[int], Model]
+    student_state: Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +377,9 @@ class Loss(Component, nn.Module):
 
     def begin(self, epoch: int, epochs: int) -> None:
         """Told before the first step of each epoch, counted from 0, of so many, and after a resume."""
+
+    def end_step(self, step: int) -> None:
+        """Told after each step of the student how many it took, whatever the term weighs."""
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

@@ -102,6 +102,11 @@ class Term(nn.Module):
         for loss in self.losses:
             loss.begin(epoch, epochs)  # type: ignore[operator]  # a ModuleList forgets what it holds
 
+    def end_step(self, step: int) -> None:
+        """Tell its losses how many steps were taken."""
+        for loss in self.losses:
+            loss.end_step(step)  # type: ignore[operator]  # a ModuleList
+
     def weight_in(self, epoch: int, epochs: int, stage: Stage | None) -> float:
         """The weight in an epoch, counted from 0, of so many, and in a stage; 0 where that leaves the term out."""
         counts = stage is None or stage.losses is None or self.label in stage.losses
@@ -303,6 +308,7 @@ def _context(around: Surroundings, teacher: Frozen | None, label: str) -> Contex
         survey=lambda: around.survey(teacher) if teacher else (),
         view=around.student.view,
         twin=functools.partial(around.twin, label),
+        student_state=around.student.model.state_dict,
     )
 
 
@@ -364,6 +370,11 @@ class Objective(nn.Module):
         """Take the weights of an epoch, counted from 0, of so many."""
         for term in self.named.values():
             term.begin(epoch, epochs, stage)
+
+    def end_step(self, step: int) -> None:
+        """Tell the losses how many steps were taken."""
+        for term in self.named.values():
+            term.end_step(step)
 
     def mean_weights(self, epochs: int, stages: Sequence[Stage]) -> dict[str, float]:
         """Each term's weight in the mean of so many epochs: what counts where all of them are learnt at once."""

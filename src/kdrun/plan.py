@@ -241,9 +241,9 @@ def plan(config: Config, dataset: Dataset) -> Plan:
 def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     """A student's runs of one seed, with the epochs of those that are to cost what the dearest other one costs.
 
-    Counted are multiply-accumulates: three passes of the student and of its peers for each sample of a step, and one of
-    each of its teachers for each view that it is shown; not the losses', nor their adapters', nor what a teacher costs
-    that is fitted at once, since only its samples decide that.
+    Counted are multiply-accumulates: three passes of the student and of its peers for each sample of a step, one of its
+    average where that teaches it, and one of each of its teachers for each view that it is shown; not the losses', nor
+    their adapters', nor what a teacher costs that is fitted at once, since only its samples decide that.
     """
     matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:
@@ -264,10 +264,11 @@ def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
     samples = run.training.batch_size
     if run.labelled_only and labels is not None:
         samples = min(samples, labels * spec.classes)
-    views = 1 + len({view for loss in run.losses if (view := getattr(loss, "view", None)) is not None})
+    further = {getattr(loss, "view", None) for loss in run.losses if loss.teachers}
+    views = len(further | {None})
     taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())
-    networks = 1 + sum(getattr(loss, "peers", 0) for loss in run.losses)
-    return samples * (3 * views * networks * _macs(run, spec) + taught)
+    passes = 3 + sum(loss.passes for loss in run.losses)
+    return samples * (views * passes * _macs(run, spec) + taught)
 
 
 def _macs(run: Run, spec: Spec) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdrun.contracts import Batch, Draw, Model, Outputs, Teacher
 from kdrun.eager import take_step
+from kdrun.losses.numerics import follow
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
 from kdrun.optimization import (
@@ -305,8 +306,10 @@ class Student(Learner):
     def end_step(self) -> None:
         """What follows the update of the weights."""
         if self.average is not None:
-            self._update_average()
+            assert self.training.ema is not None
+            follow(self.average, self.exportable.state_dict(), self.training.ema)
         self.position += 1
+        self.objective.end_step(self.position)
 
     def _apart(self, others: Gradients, taught: Gradients) -> list[Gradients]:
         """The gradients for ``_optimizers``: of a weight that ever had both kinds, and of one that had only one.
@@ -327,15 +330,6 @@ class Student(Learner):
             [side(b, a) if both else None for both, (a, b) in zip(self._both, pairs, strict=True)],
             [None if both else b if a is None else a for both, (a, b) in zip(self._both, pairs, strict=True)],
         ]
-
-    def _update_average(self) -> None:
-        assert self.average is not None and self.training.ema is not None
-        with torch.no_grad():
-            for name, value in self.exportable.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - self.training.ema)
-                else:
-                    self.average[name].copy_(value)
 
     def flush(self) -> None:
         """Read what the last steps left on the device: the terms' sums, and the ``failure`` if there is one."""

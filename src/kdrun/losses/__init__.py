@@ -46,7 +46,7 @@ from kdrun.losses.relations import (
     RelationGraph,
     SimilarityPreserving,
 )
-from kdrun.losses.selves import PastSelf
+from kdrun.losses.selves import Exits, MeanTeacher, PastSelf
 from kdrun.losses.several import AdaptiveEnsemble, ConfidenceAware, ConfidenceAwareFeatures, EntropyWeighted
 from kdrun.losses.structure import SplitBalance
 from kdrun.losses.wasserstein import WassersteinFeatures, WassersteinLogits
@@ -68,6 +68,7 @@ __all__ = [
     "CurriculumTemperature",
     "DecoupledKD",
     "EntropyWeighted",
+    "Exits",
     "FactorTransfer",
     "HardTargets",
     "Hint",
@@ -76,6 +77,7 @@ __all__ = [
     "KnowledgeReview",
     "LogitMSE",
     "MaskedGeneration",
+    "MeanTeacher",
     "MultiLevelKD",
     "MutualLearning",
     "NeuronSelectivity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,6 +29,16 @@ def exact(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast, which would compute products of matrices like ``x`` in half precision."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+@torch.no_grad()
+def follow(average: Mapping[str, Tensor], now: Mapping[str, Tensor], decay: float) -> None:
+    """Make an average of a network's state ``decay`` of itself and the rest of what it is now; counts are copied."""
+    for name, value in now.items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
 
 
 def unit(x: Tensor) -> Tensor:

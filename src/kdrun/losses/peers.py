@@ -25,6 +25,11 @@ class PeerConfig(LossConfig):
     label_smoothing: float | None = Field(default=None, ge=0, le=1)
     """of the labels that the peers learn; the training's where nothing is said"""
 
+    @property
+    def passes(self) -> int:
+        """Forward and backward of each peer."""
+        return 3 * self.peers
+
 
 class _Peers(Loss):
     """Networks like the student's that see what it sees, and learn from the labels and from all others.

@@ -1,17 +1,23 @@
-"""Losses of students that teach themselves."""
+"""Losses of students that teach themselves: by what they said, by the average of their weights, by their depth."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, Published
-from kdrun.losses.labels import or_one, sides
-from kdrun.losses.numerics import full
+from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Model, Outputs, Published, Taps
+from kdrun.errors import Mismatch, did_you_mean
+from kdrun.losses.adapters import Shape, bottleneck, pointwise, pool
+from kdrun.losses.base import Temperature, said_of
+from kdrun.losses.labels import CrossEntropy, or_one, sides
+from kdrun.losses.matching import FORMS, stages_of
+from kdrun.losses.numerics import exact, fixed, follow, full, relative_entropy
+from kdrun.taps import LayerTable
 
 
 class PastSelf(Loss):
@@ -93,3 +99,200 @@ class PastSelf(Loss):
         )  # 0 where there is none
         rows = torch.where((last > 0)[:, None], said.to(self.now.dtype)[last - 1], self.now[batch.index])
         self.now.index_copy_(0, batch.index, rows)  # of one sample all rows are equal
+
+
+class MeanTeacher(Loss):
+    """Mean teacher: mean over samples and classes of (softmax(z) − softmax(z'))², z' by the average of the weights.
+
+    Logits (B, C). The average θ' begins where the student does; after step t, counted from 1 and whatever the term
+    weighs, it is a·θ' + (1 − a)·θ with a = min(1 − 1/(t + 1), `ema`), and so are BatchNorm's statistics. It looks at
+    the samples as the student does in training: dropout draws other units for it, BatchNorm normalises by the batch.
+    It is thrown away when the student has learnt.
+
+    Source: Tarvainen, Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve
+    semi-supervised deep learning results", 2017.
+    Trap: where both see the same, without dropout, there is little to learn; a `view` of the same augmentation is the
+    authors' noise. They predict by the average; here the student does, or its own one, `training.ema`. A mean over
+    classes makes the weight large; theirs, of a long training, can hold a short one back.
+    """
+
+    class Config(LossConfig):
+        """Options of ``mean-teacher``."""
+
+        kind: Literal["mean-teacher"]
+        ema: float = Field(default=0.99, ge=0, lt=1)
+        """decay of the average; less in the first steps"""
+        view: str | None = None
+        """the view of the samples that the average looks at, such as `strong`, where the data set has a `strong_view`;
+        the student's own where nothing is said"""
+
+        @property
+        def passes(self) -> int:
+            """One of the average."""
+            return 1
+
+    config: Config
+    needs_teacher = False
+    learns_unlabelled = True
+    published = {
+        "mean-teacher": Published(
+            losses=[
+                {"kind": "ce", "weight": 1},
+                {"kind": "mean-teacher", "weight": 100, "schedule": {"kind": "warmup", "share": 0.2667}},
+            ],
+            source="Tarvainen, Valpola, Mean teachers are better role models: Weight-averaged consistency targets "
+            "improve semi-supervised deep learning results, 2017, for CIFAR-10, where the weight rises in a sigmoid "
+            "over 40 000 of 150 000 steps",
+        )
+    }
+    average: Model
+    view: str
+    student_state: Callable[[], Mapping[str, Tensor]]
+
+    def build(self, context: Context) -> None:
+        """Begin the average; raises ``Mismatch`` where it cannot look at the view."""
+        self.view, self.student_state = self.config.view or context.view, context.student_state
+        shapes = {name: tuple(x.shape[1:]) for name, x in context.batch.views.items()}
+        seen = shapes[context.view]
+        if shapes.get(self.view) != seen:
+            alike = [name for name, shape in shapes.items() if shape == seen]
+            raise Mismatch(
+                f"the data set has no view '{self.view}' of the student's shape, {seen}",
+                f"{did_you_mean(self.view, alike)}; a data set of pictures offers one as `strong_view`",
+                "view",
+            )
+        self.average = context.twin(1).requires_grad_(False)
+        self.average.load_state_dict(self.student_state())
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The mean squared difference, in [0, 2/C]."""
+        with torch.no_grad():
+            theirs = full(self.average(batch.views[self.view]))
+        ours = full(student.logits)
+        with exact(ours):
+            return F.mse_loss(F.softmax(ours, dim=-1), F.softmax(theirs, dim=-1))
+
+    def end_step(self, step: int) -> None:
+        """Have the average follow the student."""
+        decay = min(1 - 1 / (step + 1), self.config.ema)
+        follow(self.average.state_dict(), self.student_state(), decay)
+
+
+class _Exit(nn.Module):
+    """A classifier on a layer of a ``shape`` without the batch: what it sees, as a vector (B, D), and its logits.
+
+    Maps are averaged down to a ``size`` (H, W) where they are larger, and go through a bottleneck; token sequences are
+    averaged.
+    """
+
+    def __init__(self, shape: Shape, size: Shape, width: int, classes: int) -> None:
+        super().__init__()
+        self.size = [min(pair) for pair in zip(shape[1:], size or shape[1:], strict=False)]
+        self.body = (
+            bottleneck(shape[0], max(1, width // 4), width, last_norm=True)
+            if len(shape) == 3
+            else nn.Sequential(*pointwise(shape[-1:], (width,)), nn.ReLU())
+        )
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (B, D) and logits (B, C)."""
+        if x.ndim == 4:
+            seen = self.body(pool(x, *self.size)).mean(dim=(2, 3))
+        else:
+            seen = self.body(x.mean(dim=1) if x.ndim == 3 else x)
+        return seen, self.classifier(seen)
+
+
+class Exits(Loss):
+    """Be your own teacher: Σ_i (1 − α)·CE(z_i) + α·KL(softmax(z/T) ‖ softmax(z_i/T)) + λ·‖f_i − f‖², over exits i.
+
+    An exit is a classifier after a stage of the student: logits z_i (B, C) of a vector f_i (B, D), which is the stage
+    through a bottleneck (maps) or a linear layer (vectors, and means of tokens), with BatchNorm and ReLU. z (B, C) are
+    the student's logits, f (B, D) its embedding, both without a gradient. CE is a mean over labelled samples, the rest
+    over all. Exits are thrown away when the student has learnt.
+
+    Source: Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
+    Distillation", 2019.
+    Trap: there is no T². The authors' code takes the root of ‖f_i − f‖² over the whole batch; here it is a mean over
+    samples, as in the paper. Their exits shrink maps by strided convolutions; here maps are averaged to the size of
+    the last stage first.
+    """
+
+    class Config(LossConfig):
+        """Options of ``exits``."""
+
+        kind: Literal["exits"]
+        alpha: float = Field(default=0.3, ge=0, le=1)
+        """α: what the student's logits count, and 1 − α what the labels do"""
+        hint: float = Field(default=0.03, ge=0)
+        """λ: factor of the squared distance to the embedding"""
+        temperature: Temperature = 3.0
+        """T: softens both distributions"""
+        layers: list[str] | None = Field(default=None, min_length=1)
+        """the student's layers that have exits; all stages but the last where nothing is said"""
+        label_smoothing: float | None = Field(default=None, ge=0, le=1)
+        """of the labels that the exits learn; the training's where nothing is said"""
+
+    config: Config
+    needs_teacher = False
+    learns_unlabelled = True
+    published = {
+        "be-your-own-teacher": Published(
+            losses=[{"kind": "ce", "weight": 1}, {"kind": "exits", "weight": 1}],
+            source="Zhang et al., Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via "
+            "Self Distillation, 2019; α, λ and T of the authors' code",
+        )
+    }
+    layers: list[str]
+    deepest: str
+    size: Shape
+
+    def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
+        """The layers and the embedding; raises ``Mismatch`` where there are none, or one gives no known form."""
+        if self.config.layers is not None:
+            self.layers = [student.resolve(layer, "layers") for layer in self.config.layers]
+        else:
+            self.layers = [*stages_of(student)[:-1]]
+        if not self.layers:
+            raise Mismatch(
+                f"'exits' come after all stages but the last, and {student.owner} has one stage",
+                "use a deeper student, or name its layers as `layers`",
+            )
+        if unknown := [layer for layer in self.layers if len(student.shapes[layer]) not in FORMS]:
+            raise Mismatch(
+                f"'exits' read {', or '.join(FORMS.values())}, and {said_of(student, unknown[0])}",
+                "name other layers as `layers`",
+                "layers",
+            )
+        self.deepest = student.pooled
+        last = student.shapes[student.stages[-1]] if student.stages else ()
+        self.size = last[1:] if len(last) == 3 else ()
+        return Taps((*self.layers, self.deepest))
+
+    def build(self, context: Context) -> None:
+        """Make the exits."""
+        width = context.student.features[self.deepest].flatten(1).shape[1]
+        shapes = [tuple(context.student.features[layer].shape[1:]) for layer in self.layers]
+        self.exits = nn.ModuleList(_Exit(shape, self.size, width, context.classes) for shape in shapes)
+        smoothing = self.config.label_smoothing
+        self.labels = CrossEntropy(CrossEntropy.Config(kind="ce", label_smoothing=smoothing))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The sum over exits, ≥ 0. BatchNorm refuses a batch of one vector or map of one pixel."""
+        seen = [full(student.features[layer]) for layer in self.layers]
+        left = [one(x) for one, x in zip(self.exits, seen, strict=True)]
+        with exact(student.logits):
+            values = [self._of_exit(full(vectors), full(logits), student, batch) for vectors, logits in left]
+            return torch.stack(values).sum()
+
+    def _of_exit(self, vectors: Tensor, logits: Tensor, student: Outputs, batch: Batch) -> Tensor:
+        """What one exit has to learn, of vectors (B, D) and logits (B, C); a scalar."""
+        alpha, t = self.config.alpha, self.temperature
+        p = F.softmax(fixed(student.logits) / t, dim=-1)
+        divergence = relative_entropy(p, F.log_softmax(logits / t, dim=-1)).mean()
+        labels = self.labels(Outputs(logits), None, batch)
+        apart = vectors - fixed(student.features[self.deepest]).flatten(1)
+        hint = apart.square().sum(dim=1).mean()
+        value: Tensor = (1 - alpha) * labels + alpha * divergence + self.config.hint * hint
+        return value

@@ -8,7 +8,7 @@ from PIL import Image
 from kdrun import assembly, cache, models
 from kdrun.cache import LookedUp
 from kdrun.errors import StoreError, TrainingError
-from kdrun.store import Kept, Shelf, read_json, write_json
+from kdrun.store import Kept, Shelf, Store, read_json, write_json
 from kdrun.store.files import digest
 from support import Ears, break_teachers, experiment, outcome, results, run
 
@@ -82,6 +82,21 @@ def test_tables_are_shared_by_configs_that_differ_in_their_students_only(tmp_pat
     asked.clear()
     run(text("[kd]"), tmp_path, "name=other", "student.model.width=3", "dataset.labels_per_class=4")
     assert not asked
+
+
+@pytest.mark.parametrize("augmentation", ["none", "{copies: 2, parts: strong}"])
+def test_tables_of_fewer_samples_are_others_and_equal_asking(tmp_path, asked, augmentation):
+    options = f"dataset.augmentation={augmentation}", "dataset.leave_out=[2]"
+    run(text("[kd]"), tmp_path / "looked-up", options[0])
+    asked.clear()
+    run(text("[kd]"), tmp_path / "looked-up", "name=fewer", *options)
+    assert asked
+    run(text("[kd]"), tmp_path / "live", *options, "training.cache=false")
+    store = Store(tmp_path / "looked-up", print)
+    of_fewer = store.result(tmp_path / "looked-up" / "fewer" / "students/student/kd/seed-0")
+    assert of_fewer.manifest["resolved"]["cache"] == "looked up"
+    a, b = of_fewer.predictions()["logits"], logits(tmp_path / "live")
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

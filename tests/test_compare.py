@@ -422,6 +422,48 @@ def test_what_is_not_finished_stands_with_its_kin(tmp_path):
     assert [row["status"] for row in one.rows] == ["finished", "finished", "unfinished"]
 
 
+# ------------------------------------------------------------------------------------ classes left out
+
+
+def test_each_row_says_how_well_the_classes_left_out_are_recognised(tmp_path):
+    """Of the ten labels four are 0 and three each 1 and 2; a model of n right has the first n right."""
+    made = experiment(tmp_path, alone=(0, 3), kd=(6, 7), ensembles=[["teacher", "other"]])
+    made.run("teacher", "other", None, 0, predicting(2))
+    assert {row["left_out_recall"] for row in made.rows()} == {None}
+    assert "left out %" not in table.cells(made.rows())[0]
+    made.resolved["left_out"] = ["1", "2"]
+    for run in made.resolved["runs"]:
+        if run["role"] == "student":
+            made.finish(
+                run,
+                made.store.find(run["fingerprint"]).predictions()["logits"],
+                protocol={"left_out": "1, 2"},
+            )
+    recalls = {(row["model"], row["method"]): row["left_out_recall"] for row in made.rows()}
+    assert recalls == {
+        ("teacher", None): pytest.approx(6 / 6),
+        ("other", None): pytest.approx(1 / 6),
+        ("teacher+other", None): pytest.approx(recalls["teacher+other", None]),
+        ("student", "alone"): pytest.approx((0 + 2 / 6) / 2),
+        ("student", "kd"): pytest.approx((4 / 6 + 4 / 6) / 2),
+    }
+    assert recalls["teacher+other", None] is not None
+    assert (
+        compared(tmp_path, "made")["remarks"].count(
+            "of the test samples of what was left out (1, 2) recognise: kd 66.7 % and alone 16.7 %"
+        )
+        == 1
+    )
+    head, lines = table.cells(made.rows())
+    assert [line[head.index("left out %")] for line in lines] == [
+        "100.0",
+        "16.7",
+        lines[2][head.index("left out %")],
+        "16.7",
+        "66.7",
+    ]
+
+
 # ------------------------------------------------------------------------------------------- agreement
 
 

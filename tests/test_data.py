@@ -23,10 +23,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kdrun import assembly, machine, registry
-from kdrun.contracts import HIDDEN, Dataset, Draw, Spec
+from kdrun.contracts import HIDDEN, Dataset, Draw, Queries, Spec
 from kdrun.data import Raw, SampleSet, files, sampling, sources
 from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
-from kdrun.errors import DataError
+from kdrun.errors import ConfigError, DataError
 from kdrun.plan import plan
 from kdrun.randomness import generator
 from kdrun.store import Shelf, Store, shelf
@@ -272,6 +272,76 @@ def test_too_many_labels_are_an_error():
     for _ in range(2):  # a load that failed is no load
         with pytest.raises(DataError):
             dataset.load(CPU)
+
+
+# ---------------------------------------------------------------------------------------- classes left out
+
+LEFT_OUT = {"leave_out": [1, 3], "validation": 0.2, "labels_per_class": 3, "augmentation": {"copies": 2}}
+
+
+def test_students_never_see_a_sample_of_a_class_that_is_left_out():
+    dataset, asking = small(**LEFT_OUT), Draw(3, 8, queries=Queries(per_sample=1))
+    labels, places = dataset.labels("train"), dataset.places(True)
+    for name, draw in (DRAWS | {"asking": asking}).items():
+        index = torch.cat([b.index for epoch in range(6) for b in dataset.batches(draw, epoch)])
+        seen = set(labels[places[index]] if draw.given else labels[index])
+        assert seen == ({0, 2} if draw.given else {0, 1, 2, 3}), name
+    passes = dataset.split("train", given=True), dataset.copy(1, 7, given=True), dataset.queries(asking, 0, 7)
+    for batches in passes:
+        index = torch.cat([batch.index for batch in batches])
+        assert sorted(index.tolist()) == list(range(len(places)))
+    assert set(labels[places]) == set(dataset.labels("validation", given=True)) == {0, 2}
+    assert set(dataset.labels("validation")) == set(dataset.labels("test", given=True)) == {0, 1, 2, 3}
+
+
+def test_what_is_left_changes_places_only():
+    """The samples, their order and the labels that are given are those of the set from which nothing is left out."""
+    dataset, full = small(**LEFT_OUT), small(**LEFT_OUT | {"leave_out": None})
+    for name in ("train", "validation", "test"):
+        assert all_same(dataset.split(name), full.split(name))
+    teacher = DRAWS["teacher"]
+    assert all_same(dataset.batches(teacher, 1), full.batches(teacher, 1))
+    places, labels = dataset.places(True), full.labels("train", given=True)
+    assert dataset.labels("train", given=True).tolist() == labels[places].tolist()
+    assert np.bincount(labels[places][labels[places] != HIDDEN]).tolist() == [3, 0, 3]
+    views, kept = (torch.cat([b.views[VIEW] for b in d.split("train", given=True)]) for d in (full, dataset))
+    assert kept.equal(views[places])
+    assert full.places(True).tolist() == full.places().tolist() == list(range(32))
+
+
+def test_students_take_as_many_steps_without_the_classes_left_out():
+    dataset, full = small(leave_out=["0", "1", "2"]), small()
+    for draw in (Draw(0, 8), Draw(0, 8, labelled_only=True), Draw(0, 30)):
+        epochs = [list(dataset.batches(draw, epoch)) for epoch in range(4)]
+        assert {len(batches) for batches in epochs} == {full.steps(draw)} == {dataset.steps(draw)}
+        index = torch.cat([batch.index for batches in epochs for batch in batches])
+        counts = torch.bincount(index, minlength=10)
+        assert len(counts) == 10 and counts.max() - counts.min() <= 1, "pass after pass"
+        assert all_same(dataset.batches(draw, 2, first=1), epochs[2][1:])
+
+
+def test_wrong_classes_to_leave_out_are_told():
+    for leave_out, told in (
+        (["4"], "no class '4'; .* known: 0, 1, 2, 3"),
+        (["0", "1", "2", "3"], "no train sample is of another class"),
+    ):
+        with pytest.raises(DataError, match=rf"dataset\.leave_out: .*{told}"):
+            small(leave_out=leave_out)
+    with pytest.raises(DataError, match="class 'setos'; did you mean 'setosa'"):
+        loaded("iris", leave_out=["setos"])
+    with pytest.raises(DataError, match=r"leave_out: no validation sample is of another class"):
+        small(leave_out=["0", "1", "3"], validation=0.01)
+    for wrong in ([], [True], [1.5], 3):
+        with pytest.raises(ValidationError):
+            make("iris", leave_out=wrong)
+    with pytest.raises(DataError, match=r"labels_per_class: 11 .* '1' has 10 "):
+        small(leave_out=["0"], labels_per_class=11)
+    text = "dataset: {kind: iris, leave_out: LEFT}\nteacher: {model: {kind: mlp}}\nstudent: {model: {kind: mlp}}\n"
+    with pytest.raises(ConfigError, match=r":1:34: dataset\.leave_out: no class is left to learn from"):
+        assembly.open_dataset(checked(text.replace("LEFT", "[setosa, versicolor, virginica]")))
+    config = checked(text.replace("LEFT", "[tulip]"))
+    with pytest.raises(ConfigError, match=r":1:34: dataset\.leave_out: the data set has no class 'tulip'"):
+        assembly.load(config, assembly.open_dataset(config), CPU, None, print)
 
 
 # ----------------------------------------------------------------------------------------------- order
@@ -661,7 +731,7 @@ def test_pictures_that_nothing_augments_are_normalised_once_where_there_is_room(
     ready, held = small(), small(strong_view="strong")
     monkeypatch.setattr("kdrun.data.base.room_for_data", lambda device: 0)
     cramped = small()
-    kinds = [d._parts["train"].source._samples.dtype for d in (ready, held, cramped)]
+    kinds = [d._parts[False]["train"].source._samples.dtype for d in (ready, held, cramped)]
     assert kinds == [torch.float32, torch.uint8, torch.uint8]
     for split in ("train", "test"):
         assert whole(ready, split)[0].equal(whole(cramped, split)[0])
@@ -768,7 +838,7 @@ def test_all_ways_to_keep_pictures_give_the_same_bits(folder, monkeypatch, tmp_p
     options |= {"augmentation": COPIES, "strong_view": "strong", "validation": 0.2}
     state = torch.random.get_rng_state()
     sets = {way: by_way(way, monkeypatch, tmp_path, **options)[0] for way in WAYS}
-    kinds = {way: type(dataset._parts["train"].source) for way, dataset in sets.items()}
+    kinds = {way: type(dataset._parts[False]["train"].source) for way, dataset in sets.items()}
     stored, mapped, streamed = sources.Stored, sources.Mapped, sources.Streamed
     assert kinds == {"memory": stored, "shelf": stored, "map": mapped, "stream": streamed}
     for way in WAYS[1:]:
@@ -855,7 +925,7 @@ def test_without_room_on_the_disk_pictures_are_streamed(folder, monkeypatch, tmp
     monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 60, 40))
     for way, kind in (("map", sources.Streamed), ("shelf", sources.Stored)):
         dataset, said = by_way(way, monkeypatch, tmp_path, root=str(folder), size=6)
-        assert isinstance(dataset._parts["train"].source, kind)
+        assert isinstance(dataset._parts[False]["train"].source, kind)
         assert said[0].startswith("decoded pictures are not kept: ") and "40 are free" in said[0]
 
 

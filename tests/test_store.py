@@ -257,6 +257,8 @@ ALL, STUDENTS = set(TITLES), set(TITLES[1:])
         ("dataset.seed=1", ALL),
         ("dataset.validation=0.1", ALL),
         ("dataset.labels_per_class=5", STUDENTS),
+        ("dataset.leave_out=[1]", STUDENTS),
+        ("dataset.leave_out=null", set()),
         ("teachers.big.training={epochs: 2}", {TITLES[0], *TITLES[2:]}),
         ("teachers.big.seed=1", {TITLES[0], *TITLES[2:]}),
         ("students.small.training={epochs: 2}", STUDENTS),
@@ -271,6 +273,16 @@ ALL, STUDENTS = set(TITLES), set(TITLES[1:])
 )
 def test_what_a_key_decides(override, expected):
     assert changed(override) == expected
+
+
+def test_classes_left_out_are_the_same_in_any_order_and_as_numbers_or_words():
+    assert prints("dataset.leave_out=[1, 0]") == prints("dataset.leave_out=['0', '1', 1]")
+
+
+def test_what_asks_for_nothing_is_no_part_of_a_fingerprint():
+    config = checked(BASE)
+    for run_ in plan(config, assembly.open_dataset(config)).runs:
+        assert "leave_out" not in run_.inputs["dataset"]
 
 
 def test_the_names_of_methods_and_terms():

@@ -489,6 +489,33 @@ def test_who_sees_which_labels(tmp_path, monkeypatch):
     assert all(torch.equal(batch.labels, labels[batch.index]) for batch in method)
 
 
+def test_a_student_knows_of_a_class_left_out_what_its_teacher_says(tmp_path):
+    """The digits without a 3 of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015."""
+    text = """
+        name: unseen
+        device: cpu
+        dataset: {kind: digits, leave_out: [3], validation: 0.1}
+        seeds: [0]
+        training: {epochs: 20, batch_size: 64, optimizer: {kind: adamw, lr: 0.003}}
+        teacher: {model: {kind: mlp, hidden: [64]}}
+        student: {model: {kind: mlp, hidden: [32]}}
+        controls: none
+        methods: [{name: soft, losses: [{kind: kd, temperature: 8}]}]
+    """
+    run(text, tmp_path)
+    rows = {row["method"]: row for row in comparison(tmp_path, "unseen")["rows"]}
+    assert rows["alone"]["left_out_recall"] == 0
+    assert rows["soft"]["left_out_recall"] > 0.5
+    assert rows[None]["left_out_recall"] > 0.9
+    for method, row in rows.items():
+        found = results(tmp_path)[
+            f"students/student/{method}/seed-0" if method else "teachers/teacher/seed-0"
+        ]
+        assert row["left_out_recall"] == pytest.approx(found.manifest["details"]["by_class"][3])
+        assert row["protocol"]["left_out"] == ("3" if method else None)
+        assert row["protocol"]["train_samples"] == (1016 if method else 1131)
+
+
 def test_label_terms_average_over_the_labelled_samples_only():
     made, teachers, dataset, planned = students(with_methods(FEW, "kd"))
     student = made["kd"]

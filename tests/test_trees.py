@@ -749,9 +749,9 @@ def teacher_of(root):
     one = experiment(CROSS, root)
     one.dataset.load(torch.device("cpu"))
     run_ = next(run_ for run_ in one.plan.runs if run_.name == "forest")
-    samples = len(one.dataset.labels("train"))
+    places = one.dataset.places()
     return assembly.frozen(
-        run_, one.finished(run_), one.dataset.spec, torch.device("cpu"), samples
+        run_, one.finished(run_), one.dataset.spec, torch.device("cpu"), places
     ), one.dataset
 
 
@@ -792,6 +792,32 @@ def test_what_is_looked_up_is_what_is_answered_live(crossed, tmp_path):
         assert live.manifest["resolved"]["cache"] == "live"
         np.testing.assert_allclose(live.predictions()["logits"], looked_up.predictions()["logits"], atol=1e-3)
     assert results(crossed)["students/student/asks/seed-0"].manifest["resolved"]["cache"] == "live"
+
+
+def test_what_is_left_out_changes_no_sample_s_fold(crossed, tmp_path):
+    """Samples are counted otherwise then, and each is answered by the same forest as before."""
+    teacher, dataset = teacher_of(crossed)
+    said_ = torch.cat([teacher.out_of_fold(batch).logits for batch in dataset.split("train")])
+    one = experiment(CROSS, crossed, "dataset.leave_out=[0, 7]")
+    one.dataset.load(torch.device("cpu"))
+    places = one.dataset.places(given=True)
+    run_ = next(run_ for run_ in one.plan.runs if run_.name == "forest")
+    again = assembly.frozen(run_, one.finished(run_), one.dataset.spec, torch.device("cpu"), places)
+    fewer = torch.cat([again.out_of_fold(batch).logits for batch in one.dataset.split("train", given=True)])
+    assert fewer.equal(said_[places]) and len(fewer) < len(said_)
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_a_tree_is_never_shown_a_class_left_out(tmp_path, cache):
+    options = (
+        "dataset.leave_out=[3]",
+        f"training.cache={cache}",
+        "methods.soft.training.queries={per_sample: 1}",
+    )
+    run(TEXT, tmp_path, *options)
+    rows = {row["method"]: row for row in comparison(tmp_path, "fitted")["rows"]}
+    assert rows["alone"]["left_out_recall"] == 0 < rows[None]["left_out_recall"]
+    assert 3 not in of_method(tmp_path, "alone").predictions()["logits"].argmax(axis=1)
 
 
 def test_further_views_are_answered_out_of_fold_too():

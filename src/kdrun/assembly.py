@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kdrun import models, registry
@@ -76,7 +77,10 @@ def has_bf16(device: torch.device) -> bool:
 def open_dataset(config: Config) -> Dataset:
     """The config's data set, with no more read than its form; raises ``ConfigError``, ``DataError``."""
     with keys_pointed_at(config):
-        dataset: Dataset = registry.DATASETS[config.experiment.dataset.kind](config.experiment.dataset)
+        data = config.experiment.dataset
+        dataset: Dataset = registry.DATASETS[data.kind](data)
+        if len(data.leave_out or []) >= dataset.spec.classes:
+            raise DataError("dataset.leave_out: no class is left to learn from; write fewer of them")
     if problems := list(number_problems(config.experiment, dataset.spec.classes)):
         raise config.error(problems)
     return dataset
@@ -145,29 +149,30 @@ def finished_network(run: Run, spec: Spec, device: torch.device) -> Network:
 
 
 def frozen(
-    run: Run, result: Result | None, spec: Spec, device: torch.device, samples: int | None = None
+    run: Run, result: Result | None, spec: Spec, device: torch.device, places: np.ndarray | None = None
 ) -> Frozen:
     """A finished run's network, frozen; raises ``StoreError`` where it was deleted, or its weights are another's.
 
-    With the number of training ``samples`` it can teach of them, cross-fitted where it is to be.
+    With the ``places`` of its pupils' samples in its training set it can teach of them, cross-fitted where it is to be.
     """
     if result is None:
         raise StoreError(f"{run.title}: was deleted while it was needed; the same command trains it again")
     network = finished_network(run, spec, device)
     weights = {name: torch.from_numpy(array) for name, array in result.weights().items()}
     _give(network.model, weights, result.folder / "weights.safetensors")
-    if samples is None or not run.folds:
+    if places is None or not run.folds:
         return Frozen(network.model, network.view, device)
     file, parts = result.folder / FOLDS, result.arrays(FOLDS)
     try:
-        states = states_of_folds(parts, samples)
+        states = states_of_folds(parts, places)
     except (KeyError, ValueError) as error:
         raise foreign(file, error) from error
     twins = [finished_network(run, spec, device).model for _ in states]
     for twin, state in zip(twins, states, strict=True):
         _give(twin, state, file)
     heard = OutOfFold(
-        [Frozen(twin, network.view, device) for twin in twins], torch.from_numpy(parts[FOLD]).to(device)
+        [Frozen(twin, network.view, device) for twin in twins],
+        torch.from_numpy(parts[FOLD][places]).to(device),
     )
     return CrossFitted(network.model, network.view, device, heard)
 
@@ -192,18 +197,19 @@ def make_student(
 ) -> Student | FittedStudent:
     """The run's student before it has learnt anything."""
     network = fresh_network(run, dataset.spec, device)
-    labels = torch.from_numpy(dataset.labels("train", given=run.role == "student"))
+    given = run.draw.given
+    labels = torch.from_numpy(dataset.labels("train", given))
 
     def as_seen(batch: Batch) -> Batch:
         return batch.with_labels(labels.to(device)[batch.index])
 
     def survey(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
-        return ((as_seen(batch), teacher.of_training(batch)) for batch in dataset.split("train"))
+        return ((as_seen(batch), teacher.of_training(batch)) for batch in dataset.split("train", given=given))
 
     def validation(teacher: Frozen) -> Iterable[tuple[Batch, Outputs]]:
-        return ((batch, teacher(batch)) for batch in dataset.split("validation"))
+        return ((batch, teacher(batch)) for batch in dataset.split("validation", given=given))
 
-    dry = as_seen(next(iter(dataset.split("train", batch_size=DRY_SAMPLES))).to(device))
+    dry = as_seen(next(iter(dataset.split("train", DRY_SAMPLES, given))).to(device))
     around = Surroundings(
         student=network,
         teachers=teachers,

@@ -172,7 +172,8 @@ class Seat:
             assert failure is not None
             return f"{self.run.title}: stopped: {failure}; {failure.cure}"
         scored_on: Split = "test" if self.run.trial is None else "validation"
-        predictions = predict(network, paused(self.dataset.split(scored_on), pause))
+        given = self.run.draw.given
+        predictions = predict(network, paused(self.dataset.split(scored_on, given=given), pause))
         if not np.isfinite(predictions["logits"]).all():
             what = f"the outputs on the {scored_on} set are not finite"
             self.workplace.fail({"epoch": None, "step": None, "what": what})
@@ -182,7 +183,7 @@ class Seat:
             self.closed = True
             return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
-        fitted = temperature(network, paused(self.dataset.split("validation"), pause))
+        fitted = temperature(network, paused(self.dataset.split("validation", given=given), pause))
         learnt, model = self.run.learns, network.model
         members = ensembles.settled(model, [*self.run.teachers])
         for sentence in ensembles.told(members):
@@ -223,15 +224,16 @@ class Seat:
         }
 
     def _protocol(self, test_samples: int) -> dict[str, Any]:
-        training = self.run.training
+        training, data, given = self.run.training, self.dataset.config, self.run.draw.given
         return {
             "dataset": self.dataset.config.kind,
             "split": "test",
-            "train_samples": len(self.dataset.labels("train")),
+            "train_samples": len(self.dataset.places(given)),
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),
-            "labels_per_class": self.dataset.config.labels_per_class if self.run.role == "student" else None,
+            "labels_per_class": data.labels_per_class if given else None,
+            "left_out": ", ".join(data.leave_out) if given and data.leave_out else None,
             "epochs": training.epochs if self.run.learns else None,
             "selection": training.selection,
             "precision": self.resolved["precision"],
@@ -335,7 +337,7 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
     ]
     alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
     for split in LIKENESS_SPLITS if taught else ():
-        batches = paused(seats[0].dataset.split(split), pause)
+        batches = paused(seats[0].dataset.split(split, given=seats[0].run.draw.given), pause)
         figures = likenesses([(network, of) for _, network, of in taught], batches)
         for (seat, _, _), one in zip(taught, figures, strict=True):
             alike[seat.run.fingerprint][split] = one

@@ -22,7 +22,7 @@ from kdrun.machine import told_size
 from kdrun.memory import room_for_data
 from kdrun.models import Frozen, Prepared, Recipe, recipe
 from kdrun.models.folds import FOLD, CrossFitted
-from kdrun.plan import RESULT_VERSION, Run
+from kdrun.plan import RESULT_VERSION, STUDENTS_ALONE, Run
 from kdrun.store import Form, Kept, Shelf, fingerprint, shelf
 from kdrun.store.forms import foreign
 from kdrun.student import Learner
@@ -87,6 +87,7 @@ class Faculty:
     console: Console
     _recipes: dict[tuple[Run, frozenset[str], bool], Recipe] = field(default_factory=dict, init=False)
     _hashes: dict[Run, str] = field(default_factory=dict, init=False)
+    _hashes_of_samples: dict[bool, str] = field(default_factory=dict, init=False)
 
     def staff(self, students: Mapping[Learner, Run]) -> None:
         """Set the ``teachers`` of all students, whose runs are given."""
@@ -163,7 +164,7 @@ class Faculty:
             wanted: list[Table] = ["logits", "pooled"] if any(p.taps.teacher for p in alike) else ["logits"]
             teacher = self.teachers[run]
             found = self.tables(run, wanted, alike[0].student)
-            tables = LookedUp(found, teacher.model.pooled, len(self.dataset.labels("train")), teacher.device)
+            tables = LookedUp(found, teacher.model.pooled, self._heard_of(alike[0].student), teacher.device)
             self.console.say_once(
                 f"the teacher '{run.name}' was asked once, in {tables.arithmetic}, and is looked up: "
                 f"{' and '.join(found)}, {told_size(sum(one.bytes for one in found.values()))}"
@@ -173,7 +174,7 @@ class Faculty:
 
     def tables(self, run: Run, wanted: Sequence[Table], student: Learner) -> dict[Table, Kept]:
         """A teacher's tables, computed where they are not on the shelf; raises ``StoreError``."""
-        keys = {table: self._key(run, table, student.bf16) for table in wanted}
+        keys = {table: self._key(run, table, student) for table in wanted}
         kept = {table: self.shelf.find(key) for table, key in keys.items()}
         if missing := {table: keys[table] for table, one in kept.items() if one is None}:
             try:
@@ -190,7 +191,7 @@ class Faculty:
 
     def _demand_fitting(self, table: Table, kept: Kept, key: str, student: Learner) -> None:
         """Raises ``DamagedError`` for a table whose hash is right, and which kdrun cannot have made."""
-        rows = (self.dataset.copies(student.draw) or 1) * len(self.dataset.labels("train"))
+        rows = (self.dataset.copies(student.draw) or 1) * self._heard_of(student)
         array = kept.arrays.get(table, np.empty(0))
         fits = array.dtype == np.float32 and array.ndim == 2 and len(array) == rows
         if table == "logits":
@@ -198,8 +199,12 @@ class Faculty:
         if not fits or kept.about.get("arithmetic") not in get_args(Arithmetic):
             raise foreign(self.shelf.folder / key / "manifest.json", f"no {table} of {rows} samples")
 
-    def _key(self, run: Run, table: Table, bf16: bool) -> str:
-        """What decides the numbers of a table; labels do not.
+    def _heard_of(self, student: Learner) -> int:
+        """The training samples of which a student may hear."""
+        return len(self.dataset.labels("train", student.draw.given))
+
+    def _key(self, run: Run, table: Table, student: Learner) -> str:
+        """What decides the numbers of a table; labels do not, and which samples there are, their hash says.
 
         The same inputs to training do not always give the same weights (other threads, a GPU), and of many files only
         some are looked into for the data's identity: so both count by their contents.
@@ -210,17 +215,19 @@ class Faculty:
             "torch": torch.__version__,
             "teacher": run.fingerprint,
             "weights": self._weights(run),
-            "data": {key: data[key] for key in data.keys() - {"labels_per_class", "strong_view"}},
-            "samples": self._samples,
+            "data": {key: data[key] for key in data.keys() - STUDENTS_ALONE - {"strong_view"}},
+            "samples": self._samples(student.draw.given),
             "device": self.teachers[run].device.type,
-            "precision": "bf16" if bf16 else "fp32",
+            "precision": "bf16" if student.bf16 else "fp32",
             "table": table,
         }
         return fingerprint(what)[:32]
 
-    @cached_property
-    def _samples(self) -> str:
-        return self.dataset.train_hash()
+    def _samples(self, given: bool) -> str:
+        """SHA-256 of the training samples that teachers or students see."""
+        if given not in self._hashes_of_samples:
+            self._hashes_of_samples[given] = self.dataset.train_hash(given)
+        return self._hashes_of_samples[given]
 
     def _weights(self, run: Run) -> str:
         """SHA-256 of a teacher's weights."""
@@ -239,7 +246,7 @@ class Faculty:
 
     def _compute(self, run: Run, missing: Mapping[Table, str], student: Learner) -> None:
         """Ask a teacher about every copy of every training sample; raises ``StoreError``, ``TrainingError``."""
-        copies, samples = self.dataset.copies(student.draw) or 1, len(self.dataset.labels("train"))
+        copies, samples = self.dataset.copies(student.draw) or 1, self._heard_of(student)
         pooled = self.teachers[run].model.pooled
         live = self._live(run, self.recipe(run, [pooled], student.bf16), [pooled])
 
@@ -248,7 +255,8 @@ class Faculty:
             both: dict[Table, Tensor] = {"logits": said.logits}
             return both | {"pooled": said.features[pooled]} if "pooled" in missing else both
 
-        shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(self.sample).items()}
+        first = next(self.dataset.copy(0, CHUNK, student.draw.given))
+        shapes = {table: (copies * samples, *part.shape[1:]) for table, part in parts(first).items()}
         forms: dict[str, Form] = {table: (shapes[table], "float32") for table in missing}
         asked = copies * samples
         self.console.say(
@@ -266,7 +274,7 @@ class Faculty:
                 }
                 arrays[table] = made.enter_context(self.shelf.make(key, {table: forms[table]}, about))[table]
             for number in range(copies):
-                for batch in self.dataset.copy(number, CHUNK):
+                for batch in self.dataset.copy(number, CHUNK, student.draw.given):
                     said = parts(batch)
                     rows = (number * samples + batch.index).cpu().numpy()
                     for table, array in arrays.items():

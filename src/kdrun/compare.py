@@ -44,6 +44,7 @@ KEYS = [
     "agreement",
     "agreement_train",
     "copied_errors",
+    "left_out_recall",
     "kl_to_teacher",
     "nll",
     "brier",
@@ -143,6 +144,18 @@ class Material:
         if len(members) == 1:
             return float(self.results[members[0]].manifest["scores"][self.metric])
         return scores.score(self.metric, self.predicted(*members), self.labels)
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """The test samples, by their positions, of the classes of which the students saw no sample."""
+        names, classes = self.resolved.get("left_out", []), self._first.manifest["details"]["classes"]
+        return np.flatnonzero([classes[label] in names for label in self.labels])
+
+    def left_out_recall(self, *members: str) -> float | None:
+        """The share of those samples that a run, or several together, recognise; None where there are none."""
+        if not len(self.left_out):
+            return None
+        return float((self.predicted(*members) == self.labels)[self.left_out].mean())
 
     def seconds(self, fingerprint: str) -> float:
         """What a run took to train, with its teachers and theirs."""
@@ -257,6 +270,7 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     row["seeds"] = [run["seed"] for run in done]
     manifests = [part.results[run["fingerprint"]].manifest for run in done]
     _summarise(row, [manifest["scores"] for manifest in manifests])
+    row["left_out_recall"] = _left_out_recall(part, [(run["fingerprint"],) for run in done])
     row |= {key: part.costs.get(runs[0]["model"], {}).get(key) for key in COSTS}
     if manifests:
         first = manifests[0]
@@ -275,6 +289,12 @@ def _summarise(row: Row, found: Sequence[Mapping[str, float]]) -> None:
     for key in SCORES:
         values = [one[key] for one in found if key in one]
         row[key] = summary.mean(values) if len(values) == len(found) else None
+
+
+def _left_out_recall(part: Material, seeds: Iterable[Sequence[str]]) -> float | None:
+    """The mean over seeds of how much is recognised of classes that the students never saw."""
+    found = [part.left_out_recall(*members) for members in seeds]
+    return summary.mean([recall for recall in found if recall is not None])
 
 
 def _teacher_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
@@ -318,6 +338,7 @@ def _ensemble_row(part: Material, names: Sequence[str]) -> Row:
     row["status"] = "finished" if by_seed else "unfinished"
     row["seeds"] = list(by_seed)
     _summarise(row, [scores.all_scores(part.logits(*members), part.labels) for members in by_seed.values()])
+    row["left_out_recall"] = _left_out_recall(part, by_seed.values())
     for members in list(by_seed.values())[:1]:
         manifests = [part.results[f].manifest for f in members]
         row["parameters"] = sum(m["cost"]["parameters"] for m in manifests)

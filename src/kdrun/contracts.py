@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from kdrun import registry
@@ -436,6 +436,13 @@ class JointLoss(Loss):
 # -------------------------------------------------------------------------------------------- data sets
 
 
+def _as_name(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+ClassName = Annotated[str, BeforeValidator(_as_name, json_schema_input_type=int | str)]
+
+
 class DatasetConfig(Schema):
     """Options that every data set has."""
 
@@ -446,6 +453,12 @@ class DatasetConfig(Schema):
     """share of the training set held out, stratified by class"""
     labels_per_class: int | None = Field(default=None, ge=1)
     """how many labels of each class the students see; the teachers see all"""
+    leave_out: (
+        Annotated[list[ClassName], Field(min_length=1), AfterValidator(lambda names: sorted(set(names)))]
+        | None
+    ) = None
+    """classes, as the set calls them, of which the students never see a sample; the teachers and the test set have them
+    """
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """the score of the comparison"""
     seed: int = 0
@@ -477,7 +490,7 @@ class Queries(Schema):
 class Draw:
     """How batches are drawn for a group: equal draws give equal batches.
 
-    ``labels`` says whose labels are seen: all, or only the ``labels_per_class`` that students see.
+    ``labels`` says whose samples and labels are seen: all of the training set, or what is given to the students.
     ``labelled_only`` draws from the labelled samples only. ``mixup`` and ``cutmix`` are the α of their Beta
     distributions, 0 for none; with both, each batch is mixed in one of the two ways. Batches have their share
     of ``queries``. ``purpose`` keeps the orders of teachers and students apart.
@@ -491,6 +504,11 @@ class Draw:
     cutmix: float = 0.0
     queries: Queries | None = None
     purpose: str = "student"
+
+    @property
+    def given(self) -> bool:
+        """Whether it sees what the students see, and not what the teachers see."""
+        return self.labels == "given"
 
 
 class Kept(Protocol):
@@ -552,12 +570,11 @@ class Dataset(Component, ABC):
 
     @abstractmethod
     def steps(self, draw: Draw) -> int:
-        """Batches an epoch; the same for every draw of one batch size, and known before loading."""
+        """Batches an epoch; the same for all students' draws of one batch size, and known before loading."""
 
-    @property
-    def training_samples(self) -> int:
-        """How many there are, known before loading."""
-        return self.steps(Draw(seed=0, batch_size=1))
+    def training_samples(self, draw: Draw) -> int:
+        """How many a draw is made of at most, known before loading."""
+        return self.steps(replace(draw, batch_size=1))
 
     @abstractmethod
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -565,11 +582,11 @@ class Dataset(Component, ABC):
 
     @abstractmethod
     def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
-        """A query for each training sample, in any order: the ``number``-th round of those that a draw asks."""
+        """A query for each training sample of a draw, in any order: the ``number``-th round that it asks."""
 
     @abstractmethod
-    def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
-        """The samples of a split in their order, not augmented, with all labels."""
+    def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterable[Batch]:
+        """The samples of a split in their order, not augmented, with all labels; with ``given``, the students'."""
 
     def copies(self, draw: Draw) -> int | None:
         """How many different passes over the training set the default view of a draw makes; None for no end of them.
@@ -578,16 +595,24 @@ class Dataset(Component, ABC):
         """
         return None
 
-    def copy(self, number: int, batch_size: int) -> Iterator[Batch]:
+    def copy(self, number: int, batch_size: int, given: bool = False) -> Iterator[Batch]:
         """The training samples in their order as they look in a copy, counted from 0, with all labels.
 
-        The same bits as in the batches of a draw that sees this copy. Only asked for where ``copies`` has said so.
+        With ``given``, those that the students see. The same bits as in the batches of a draw that sees this copy.
+        Only asked for where ``copies`` has said so.
         """
         raise AssertionError(f"{type(self).__name__} says that it has copies, and does not give them")
 
     @abstractmethod
     def labels(self, name: Split, given: bool = False) -> np.ndarray:
-        """The labels of a split (N,) int64; with ``given``, ``HIDDEN`` where the students may not see them."""
+        """The labels of a split (N,) int64; with ``given``, as the students see them.
+
+        Then they are those of the samples that the students see, ``HIDDEN`` where they may not see one.
+        """
+
+    def places(self, given: bool = False) -> np.ndarray:
+        """Where in the training set the samples stand that its teachers see, or its students (N,) int64."""
+        return np.arange(len(self.labels("train", given)))
 
     @property
     def class_names(self) -> list[str]:
@@ -604,10 +629,10 @@ class Dataset(Component, ABC):
     def test_hash(self) -> str:
         """SHA-256 of the test inputs and labels: two results with one hash were scored on the same data."""
 
-    def train_hash(self) -> str:
-        """SHA-256 of the training inputs, whatever their files are called."""
+    def train_hash(self, given: bool = False) -> str:
+        """SHA-256 of the training inputs that the teachers see, or the students, whatever their files are called."""
         digest = hashlib.sha256()
-        for batch in self.split("train"):
+        for batch in self.split("train", given=given):
             digest.update(batch.views[self.spec.default_view].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

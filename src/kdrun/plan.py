@@ -25,6 +25,11 @@ RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
+STUDENTS_ALONE = {"labels_per_class", "leave_out"}
+"""Keys of a data set that decide nothing for a teacher."""
+LATER = {"leave_out"}
+"""Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
+
 ROLES = ("teacher", "student")
 Way = Literal["read", "combined", "fitted", "trained"]
 Kin = tuple[str, str, str | None, int | None]
@@ -141,7 +146,10 @@ class Run:
     def _data_seen(self) -> dict[str, Any]:
         """What decides the samples that it sees: a further view only where it looks at one."""
         looks = self.view is not None or any(getattr(loss, "view", None) is not None for loss in self.losses)
-        return {key: value for key, value in self.data.items() if looks or key != "strong_view"}
+        idle = {key for key in LATER if self.data.get(key) is None} | (
+            {"strong_view"} if not looks else set()
+        )
+        return {key: value for key, value in self.data.items() if key not in idle}
 
     def _plugin_code(self) -> dict[str, str]:
         """The hash of the source of every component that is not kdrun's own: mended code makes another result."""
@@ -260,10 +268,9 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
 
 
 def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
-    labels = config.experiment.dataset.labels_per_class
-    samples = run.training.batch_size
-    if run.labelled_only and labels is not None:
-        samples = min(samples, labels * spec.classes)
+    data, samples = config.experiment.dataset, run.training.batch_size
+    if run.labelled_only and data.labels_per_class is not None:
+        samples = min(samples, data.labels_per_class * (spec.classes - len(data.leave_out or [])))
     further = {getattr(loss, "view", None) for loss in run.losses if loss.teachers}
     views = len(further | {None})
     taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())
@@ -316,8 +323,8 @@ def _teacher_run(
 
 
 def _as_teachers_see(data: dict[str, Any]) -> dict[str, Any]:
-    """A data set's identity without what concerns its students alone: how few labels, and that copies are fixed."""
-    seen = {key: value for key, value in data.items() if key != "labels_per_class"}
+    """A data set's identity without what concerns its students alone: what they do not see, that copies are fixed."""
+    seen = {key: value for key, value in data.items() if key not in STUDENTS_ALONE}
     match seen.get("augmentation"):
         case {"copies": _, "parts": parts}:
             seen["augmentation"] = parts

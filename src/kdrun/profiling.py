@@ -102,10 +102,10 @@ class StandIn(Dataset):
         """Nothing: only what is fitted at once asks for them so, and that has no steps."""
         raise AssertionError("what is fitted at once has no steps to profile")
 
-    def split(self, name: Split, batch_size: int = 512) -> Iterable[Batch]:
+    def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterable[Batch]:
         """The first batch."""
         if self.at_hand:
-            return islice(self.whole.split(name, batch_size), 1)
+            return islice(self.whole.split(name, batch_size, given), 1)
         return [self._rows(batch_size)]
 
     def _rows(self, size: int) -> Batch:
@@ -137,7 +137,9 @@ class MadeUp(Faculty):
         layers = [teacher.model.pooled]
         live = Prepared(teacher, self.recipe(run, layers, student.bf16), layers)
         said = live(self.sample)
-        rows = (self.dataset.copies(student.draw) or 1) * len(self.dataset.labels("train"))
+        rows = (self.dataset.copies(student.draw) or 1) * len(
+            self.dataset.labels("train", student.draw.given)
+        )
         forms = {"logits": said.logits.shape[1:], "pooled": said.features[teacher.model.pooled].shape[1:]}
         about = {"arithmetic": live.arithmetic}
         return {table: Kept({table: _table((rows, *forms[table]), live.device)}, about) for table in wanted}
@@ -371,7 +373,7 @@ class Group:
         if student.draw.queries is not None:
             return None  # they differ in every step, and are what was asked for
         mixed = student.draw.mixup or student.draw.cutmix
-        if not student.training.cache or mixed or student.draw.labels == "all" or not augmentation:
+        if not student.training.cache or mixed or not student.draw.given or not augmentation:
             return None
         assert not isinstance(augmentation, Copies), "they would be looked up"
         written = augmentation if isinstance(augmentation, str) else "…"

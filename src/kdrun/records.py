@@ -54,6 +54,7 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "metric": experiment.dataset.metric,
+        "left_out": experiment.dataset.leave_out or [],
         "overrides": plan.config.source.overrides,
         "config": experiment.model_dump(mode="json", by_alias=True),
         "ensembles": ensembles(plan),

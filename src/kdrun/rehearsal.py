@@ -203,7 +203,7 @@ def _dry_step(
         samples=size,
         activation_bytes=activation_bytes,
         checkpoint_bytes=student.checkpoint({}).bytes,
-        remembered_bytes=dataset.training_samples
+        remembered_bytes=dataset.training_samples(run.draw)
         * sum(
             memory[0].nbytes
             for memory in student.objective.buffers()

@@ -87,9 +87,9 @@ def _log_bytes(run: Run, known: Figures) -> int:
 def needed_by_tables(runs: Iterable[Run], known: Figures, dataset: Dataset) -> dict[str, int]:
     """Bytes of the tables in which teachers are looked up, by the teacher's fingerprint."""
     tables: dict[str, int] = {}
-    samples = len(dataset.labels("train"))
     for run in runs:
         one, copies = known.get(run.kin), dataset.copies(run.draw)
+        samples = len(dataset.labels("train", run.draw.given))
         if one is not None and one.looked_up and copies is not None:
             for name, numbers in one.table_numbers.items():
                 teacher = run.teachers[name].fingerprint

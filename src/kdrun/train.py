@@ -77,7 +77,8 @@ def _healthy(student: Student, dataset: Dataset, console: Console) -> bool:
 def _validation(student: Student, dataset: Dataset, pause: Callable[[], None]) -> dict[str, float] | None:
     if dataset.config.validation == 0:
         return None
-    return score(student.exported(), paused(dataset.split("validation"), pause))
+    held_out = dataset.split("validation", given=student.draw.given)
+    return score(student.exported(), paused(held_out, pause))
 
 
 def _told(students: Sequence[Student]) -> str:

@@ -145,7 +145,7 @@ class FittedStudent(Learner):
             return None
         seed_device(derive(self.draw.seed, "lesson", "validation"), self.network.device)
         inputs, wanted = [], []
-        for batch in dataset.split("validation"):
+        for batch in dataset.split("validation", given=self.draw.given):
             taught = {name: master(batch) for name, master in self.masters.items()}
             targets = self.objective.target(taught, batch, self._weights)
             rows = targets.any(dim=1)
@@ -266,7 +266,7 @@ class Round:
 
 def rounds_of(dataset: Dataset, draw: Draw, epochs: int) -> list[Round]:
     """What a network of a draw would be shown in so many epochs, each sample once that is the same, and all queries."""
-    plain, samples = replace(draw, queries=None), dataset.training_samples
+    plain, samples = replace(draw, queries=None), dataset.training_samples(draw)
     pieces = -(-samples // CHUNK)
     copies = dataset.copies(plain) if len(dataset.spec.shapes) == 1 else None  # of others it says nothing
     if copies is None:
@@ -286,6 +286,6 @@ def rounds_of(dataset: Dataset, draw: Draw, epochs: int) -> list[Round]:
 
 def _labelled_copy(dataset: Dataset, draw: Draw, number: int) -> Iterator[Batch]:
     """A copy of the training samples, with the labels that a draw sees."""
-    labels = torch.from_numpy(dataset.labels("train", given=draw.labels == "given"))
-    for batch in dataset.copy(number, CHUNK):
+    labels = torch.from_numpy(dataset.labels("train", draw.given))
+    for batch in dataset.copy(number, CHUNK, draw.given):
         yield batch.with_labels(labels.to(batch.index.device)[batch.index])

@@ -80,12 +80,22 @@ class Some(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A split: rows (N,) of a source, and their labels (N,), all and as the students see them."""
+    """A split: rows (N,) of a source, where they stand in it before any is left out, and their labels (N,).
+
+    Those that are seen in batches are ``given``.
+    """
 
     source: Source
     rows: Tensor
+    places: Tensor
     labels: Tensor
     given: Tensor
+
+    def only(self, kept: np.ndarray) -> Part:
+        """The samples at some positions, with all labels given."""
+        at = torch.from_numpy(kept)
+        labels = self.labels[at.to(self.labels.device)]
+        return Part(self.source, self.rows[at], self.places[at], labels, labels)
 
     def gather(self, order: Tensor, size: int, labels: Tensor) -> Iterator[Some]:
         """What is at some positions (N,) of the split, ``size`` at a time, with these of its labels."""
@@ -123,7 +133,8 @@ class SampleSet(Dataset):
         self.config = config
         self.root = Path(os.path.expanduser(config.root))  # pathlib's raises where nobody is called so
         self.test_share = getattr(config, "test", None) or 0.0
-        self._parts: dict[Split, Part] = {}
+        self._parts: dict[bool, dict[Split, Part]] = {}
+        """The splits as the teachers see them, and as they are given to the students."""
         if hasattr(type(self), "spec"):
             self._describe(self.spec)
 
@@ -196,8 +207,7 @@ class SampleSet(Dataset):
         sources = {key: source(inputs, device) for key, inputs in unique.items()}
         self._as_seen = not self.pictures or self._normalise(list(sources.values()))
         parts = {name: self._part(sources[id(piece.inputs)], piece) for name, piece in pieces.items()}
-        parts["train"], self._labelled = self._with_hidden_labels(parts["train"])
-        self._parts = parts
+        self._parts = {False: parts, True: self._as_given(parts)}
 
     def _pieces(self, raw: Raw) -> dict[Split, Piece]:
         """The splits; those that are drawn share their inputs."""
@@ -217,17 +227,30 @@ class SampleSet(Dataset):
     def _part(self, samples: Source, piece: Piece) -> Part:
         """A split on the device, with all its labels given."""
         labels = torch.from_numpy(piece.labels.astype(np.int64)).to(self.device)
-        return Part(samples, torch.from_numpy(piece.rows), labels, labels)
+        return Part(samples, torch.from_numpy(piece.rows), torch.arange(len(piece.rows)), labels, labels)
 
-    def _with_hidden_labels(self, train: Part) -> tuple[Part, Tensor]:
-        """The training split with ``labels_per_class`` labels given, or all, and the positions of those."""
-        if self.config.labels_per_class is None:
-            return train, torch.arange(len(train.rows))
-        labels, per_class = train.labels.cpu().numpy(), self.config.labels_per_class
-        seen = sampling.labelled_subset(labels, per_class, self.classes, self.config.seed)
-        given = np.full_like(labels, HIDDEN)
-        given[seen] = labels[seen]
-        return replace(train, given=torch.from_numpy(given).to(self.device)), torch.from_numpy(seen)
+    def _as_given(self, parts: dict[Split, Part]) -> dict[Split, Part]:
+        """The splits as the students see them: without classes left out, with ``labels_per_class`` labels given.
+
+        Test samples are all there.
+        """
+        left_out = sampling.classes_called(self.config.leave_out or [], self.classes)
+        given = dict(parts)
+        for name in ("train", "validation") if left_out else ():
+            kept = np.flatnonzero(~np.isin(parts[name].labels.cpu().numpy(), left_out))
+            if len(parts[name].rows) and not len(kept):
+                raise DataError(
+                    f"dataset.leave_out: no {name} sample is of another class; leave fewer classes out, or hold out "
+                    "more samples"
+                )
+            given[name] = parts[name].only(kept)
+        if self.config.labels_per_class is not None:
+            labels, per_class = given["train"].labels.cpu().numpy(), self.config.labels_per_class
+            seen = sampling.labelled_subset(labels, per_class, self.classes, left_out, self.config.seed)
+            few = np.full_like(labels, HIDDEN)
+            few[seen] = labels[seen]
+            given["train"] = replace(given["train"], given=torch.from_numpy(few).to(self.device))
+        return given
 
     def _picture_statistics(self, train: Piece) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, (C, 1, 1)."""
@@ -277,26 +300,25 @@ class SampleSet(Dataset):
     # ------------------------------------------------------------------------------------------ batches
 
     def steps(self, draw: Draw) -> int:
-        """Batches an epoch, at least one; the same for every draw of one batch size, and known before loading."""
+        """Batches an epoch, at least one; the same for all students' draws of one batch size, known before loading.
+
+        They are as many where classes are left out: whoever sees fewer samples sees them more often.
+        """
         left = self.samples - sampling.held_out(self.samples, self.test_share)
         return sampling.steps(left - sampling.held_out(left, self.config.validation), draw.batch_size)
 
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from step ``first`` on, augmented, on the device.
 
-        Every batch is full. A draw of ``labelled_only`` goes on through its samples where the epoch before it
-        stopped. ``index`` is the position in the training split.
+        Every batch is full. A draw of some of the samples goes on through them where the epoch before it stopped.
+        ``index`` is the position in the training split as the draw sees it.
         """
-        train = self._parts["train"]
-        if draw.labelled_only:
-            order = sampling.stream_order(self._labelled, draw, epoch, self.steps(draw), first)
-        else:
-            order = sampling.epoch_order(len(train.rows), draw, epoch, first)
-        number = epoch % self._copies if self._copies and draw.labels == "given" else None
-        fixed = None if number is None else self._copy_drawn(number)
-        labels = train.labels if draw.labels == "all" else train.given
-        all_seen = labels is train.labels or draw.labelled_only
-        for step, some in enumerate(train.gather(order.flatten(), order.shape[1], labels), start=first):
+        train = self._parts[draw.given]["train"]
+        order = self._order(train, draw, epoch, first)
+        number = epoch % self._copies if self._copies and draw.given else None
+        fixed = None if number is None else self._copy_drawn(number, len(train.rows))
+        all_seen = train.given is train.labels or draw.labelled_only
+        for step, some in enumerate(train.gather(order.flatten(), order.shape[1], train.given), start=first):
             views, mix = self._views(some, fixed, draw, "", epoch, step), None
             if draw.mixup or draw.cutmix:
                 seed = derive(draw.seed, draw.purpose, "mixup", epoch, step)
@@ -309,9 +331,19 @@ class SampleSet(Dataset):
                 batch = with_queries(batch, asked, draw.queries, self._spreads, seed)
             yield batch
 
+    def _order(self, train: Part, draw: Draw, epoch: int, first: int) -> Tensor:
+        """The positions (steps - first, batch) of an epoch's batches."""
+        if draw.labelled_only:
+            some = (train.given.cpu() != HIDDEN).nonzero().squeeze(1)
+        elif self.config.leave_out and draw.given:
+            some = torch.arange(len(train.rows))
+        else:
+            return sampling.epoch_order(len(train.rows), draw, epoch, first)
+        return sampling.stream_order(some, draw, epoch, self.steps(draw), first)
+
     def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
-        """A query for each training sample, augmented, in an order of their own."""
-        train, queries = self._parts["train"], draw.queries
+        """A query for each training sample of a draw, augmented, in an order of their own."""
+        train, queries = self._parts[draw.given]["train"], draw.queries
         assert queries is not None
         order = torch.randperm(len(train.rows), generator=generator(draw.seed, draw.purpose, "asked", number))
         for step, some in enumerate(train.gather(order, batch_size, train.labels)):
@@ -339,9 +371,9 @@ class SampleSet(Dataset):
             views[view] = self._inputs(some.samples, parts, drawn)
         return views
 
-    def split(self, name: Split, batch_size: int = 512) -> Iterator[Batch]:
+    def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
-        part = self._parts[name]
+        part = self._parts[given][name]
         for some in part.gather(torch.arange(len(part.rows)), batch_size, part.labels):
             x = self._inputs(some.samples)
             yield Batch(dict.fromkeys(self._augmentations, x), some.labels, some.positions, all_seen=True)
@@ -356,23 +388,23 @@ class SampleSet(Dataset):
             return None
         if not self._augmentations[VIEW]:
             return 1
-        return self._copies if draw.labels == "given" else None
+        return self._copies if draw.given else None
 
-    def copy(self, number: int, batch_size: int) -> Iterator[Batch]:
+    def copy(self, number: int, batch_size: int, given: bool = False) -> Iterator[Batch]:
         """The training samples in their order as they look in a copy, counted from 0, with all labels.
 
         Only the default view has copies, and no other is there.
         """
         parts = self._augmentations[VIEW]
         assert 0 <= number < (self._copies or 1) and bool(parts) == bool(self._copies), "no such copy"
-        fixed, train = self._copy_drawn(number), self._parts["train"]
+        train = self._parts[given]["train"]
+        fixed = self._copy_drawn(number, len(train.rows))
         for some in train.gather(torch.arange(len(train.rows)), batch_size, train.labels):
             x = self._inputs(some.samples, parts, _rows(fixed, some.places))
             yield Batch({VIEW: x}, some.labels, some.positions, copy=number, all_seen=True)
 
-    def _copy_drawn(self, number: int) -> list[augmentation.Drawn]:
+    def _copy_drawn(self, number: int, samples: int) -> list[augmentation.Drawn]:
         """What the parts drew for every training sample's copy; by the set's seed, so that all runs share it."""
-        samples = len(self._parts["train"].rows)
         return self._drawn(self._augmentations[VIEW], samples, self.config.seed, "copy", number)
 
     def _drawn(
@@ -410,16 +442,19 @@ class SampleSet(Dataset):
 
         Only training labels are ever hidden: held-out samples are there to be scored.
         """
-        part = self._parts[name]
-        return (part.given if given else part.labels).cpu().numpy().copy()
+        return self._parts[given][name].given.cpu().numpy().copy()
+
+    def places(self, given: bool = False) -> np.ndarray:
+        """Where in the training set the samples stand that its teachers see, or its students (N,) int64."""
+        return self._parts[given]["train"].places.numpy()
 
     def test_hash(self) -> str:
         """SHA-256 of the test inputs as they were read, and of their labels."""
         return self._test_hash
 
-    def train_hash(self) -> str:
+    def train_hash(self, given: bool = False) -> str:
         """SHA-256 of the training inputs as they are kept, or of what tells files apart that are read while used."""
-        part, digest = self._parts["train"], hashlib.sha256()
+        part, digest = self._parts[given]["train"], hashlib.sha256()
         if isinstance(part.source, Streamed):
             digest.update(part.source.stamp(part.rows).encode())
         else:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from kdrun.contracts import Draw
-from kdrun.errors import DataError
+from kdrun.errors import DataError, did_you_mean, shown
 from kdrun.randomness import generator
+
+LISTED = 100
+"""Classes that a message names."""
 
 
 def choose(labels: np.ndarray, counts: np.ndarray, seed: int, purpose: str) -> np.ndarray:
@@ -57,19 +60,31 @@ def stratified(labels: np.ndarray, share: float, seed: int, purpose: str) -> tup
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def labelled_subset(labels: np.ndarray, per_class: int, classes: Sequence[str], seed: int) -> np.ndarray:
+def classes_called(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The classes of some names, to be left out; raises ``DataError`` where one is unknown."""
+    for name in names:
+        if name not in classes:
+            known = did_you_mean(name, map(shown, classes), list_all=len(classes) <= LISTED)
+            raise DataError(f"dataset.leave_out: the data set has no class '{name}'; {known}")
+    return [classes.index(name) for name in names]
+
+
+def labelled_subset(
+    labels: np.ndarray, per_class: int, classes: Sequence[str], left_out: Sequence[int], seed: int
+) -> np.ndarray:
     """The sorted positions of the ``per_class`` samples of each class whose labels the students see.
 
-    Raises ``DataError`` where a class has fewer.
+    There are none of the classes ``left_out``. Raises ``DataError`` where another class has fewer.
     """
     counts = np.bincount(labels, minlength=len(classes))
-    fewest = int(counts.argmin())
+    wanted = np.where(np.isin(np.arange(len(classes)), left_out), 0, per_class)
+    fewest = min(wanted.nonzero()[0].tolist(), key=lambda label: int(counts[label]))
     if counts[fewest] < per_class:
         raise DataError(
             f"dataset.labels_per_class: {per_class} labels a class were asked for, but class "
             f"'{classes[fewest]}' has {counts[fewest]} training samples; write at most {counts[fewest]}"
         )
-    return choose(labels, np.full(len(classes), per_class), seed, "labelled")
+    return choose(labels, wanted, seed, "labelled")
 
 
 def steps(samples: int, batch_size: int) -> int:
@@ -84,17 +99,17 @@ def epoch_order(samples: int, draw: Draw, epoch: int, first: int = 0) -> Tensor:
     return order[: steps(samples, draw.batch_size) * size].view(-1, size)[first:]
 
 
-def stream_order(labelled: Tensor, draw: Draw, epoch: int, per_epoch: int, first: int = 0) -> Tensor:
-    """Positions (per_epoch - first, batch) from an endless stream of permutations of ``labelled``.
+def stream_order(of: Tensor, draw: Draw, epoch: int, per_epoch: int, first: int = 0) -> Tensor:
+    """Positions (per_epoch - first, batch) from an endless stream of permutations of those it is made ``of``.
 
-    The stream does not begin anew with an epoch, so every label is seen equally often however few there are;
+    The stream does not begin anew with an epoch, so every sample is seen equally often however few there are;
     only the passes that these batches span are drawn.
     """
-    samples = len(labelled)
+    samples = len(of)
     size = min(draw.batch_size, samples)
     start, stop = (epoch * per_epoch + min(first, per_epoch)) * size, (epoch + 1) * per_epoch * size
     passes = range(start // samples, stop // samples + 1)
     draws = (generator(draw.seed, draw.purpose, "pass", number) for number in passes)
-    stream = torch.cat([labelled[torch.randperm(samples, generator=g)] for g in draws])
+    stream = torch.cat([of[torch.randperm(samples, generator=g)] for g in draws])
     skipped = passes.start * samples
     return stream[start - skipped : stop - skipped].view(-1, size)

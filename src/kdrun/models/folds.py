@@ -18,8 +18,8 @@ FOLD = "fold"
 class OutOfFold:
     """What a cross-fitted teacher says of training samples, of each by a model that did not see it; a ``Teacher``.
 
-    ``fold`` (N,) is each training sample's fold, and the model of its place in ``models`` learnt from all others. A
-    query belongs to the fold of the sample it was made of.
+    ``fold`` (N,) is the fold of each training sample that its pupils see, and the model of its place in ``models``
+    learnt from all others. A query belongs to the fold of the sample it was made of.
     """
 
     arithmetic: Arithmetic = "fp32"
@@ -89,8 +89,8 @@ def arrays_of_folds(states: Sequence[Mapping[str, Tensor]], fold: np.ndarray) ->
     return {FOLD: fold, **arrays}
 
 
-def states_of_folds(arrays: Mapping[str, np.ndarray], samples: int) -> list[dict[str, Tensor]]:
-    """The folds' models, of what ``arrays_of_folds`` gave for so many samples.
+def states_of_folds(arrays: Mapping[str, np.ndarray], places: np.ndarray) -> list[dict[str, Tensor]]:
+    """The folds' models, of what ``arrays_of_folds`` gave for samples of which some stand at these places.
 
     Raises ``ValueError`` and ``KeyError`` for anything else.
     """
@@ -102,8 +102,13 @@ def states_of_folds(arrays: Mapping[str, np.ndarray], samples: int) -> list[dict
                 raise ValueError(f"{name} is no fold's")
             states.setdefault(int(number), {})[rest] = torch.from_numpy(array)
     fold = arrays[FOLD]
-    if fold.shape != (samples,) or fold.dtype != np.int32 or sorted(states) != list(range(len(states))):
-        raise ValueError(f"it holds no folds of {samples} samples")
+    if (
+        fold.ndim != 1
+        or len(fold) <= places.max()
+        or fold.dtype != np.int32
+        or sorted(states) != list(range(len(states)))
+    ):
+        raise ValueError(f"it holds no folds of {len(places)} samples")
     if not set(fold.tolist()) <= states.keys():
         raise ValueError("a sample's fold has no model")
     return [states[number] for number in range(len(states))]

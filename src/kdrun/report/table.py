@@ -19,6 +19,7 @@ PROTOCOL = {
     "input": "input {}",
     "train_samples": "{} training samples",
     "labels_per_class": "{} labels a class",
+    "left_out": "left out: {}",
     "epochs": "{} epochs",
     "selection": "{} weights",
     "precision": "{}",
@@ -170,6 +171,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "agrees %": lambda row: _percent(row["agreement"], 1),
     "agrees in training %": lambda row: _percent(row["agreement_train"], 1),
     "copies errors %": lambda row: _percent(row["copied_errors"], 1),
+    "left out %": lambda row: _percent(row["left_out_recall"], 1),
     "NLL": lambda row: "" if row["nll"] is None else f"{row['nll']:.3f}",
     "ECE %": lambda row: _percent(row["ece"], 1),
     "scaled": lambda row: _percent(row["ece_scaled"], 1),
@@ -186,7 +188,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 MAIN = {
     "role", "model", "experiment", "teacher", "n", "trials", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict",
-    "seeds needed", "gap closed %", "params", "ms p50 / p95", "protocol",
+    "seeds needed", "gap closed %", "left out %", "params", "ms p50 / p95", "protocol",
 }  # fmt: skip
 """The columns that a terminal and a page have room for."""
 

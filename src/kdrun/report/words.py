@@ -31,7 +31,8 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         of_student = [p for p in pairs if (p["experiment"], p["model"]) == (experiment, student)]
         alone = next((row["mean"] for row in _of(rows, experiment, student) if row["method"] == ALONE), None)
         budgets = _budgets(_of(rows, experiment, student))
-        sentences = [*_of_student(own, alone, of_student), *budgets, *_incomplete(own)]
+        left_out = _left_out(_of(rows, experiment, student))
+        sentences = [*_of_student(own, alone, of_student), *left_out, *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
     return [*said, *_of_ensembles(rows), *_of_teachers(rows)]
 
@@ -53,6 +54,16 @@ def _budgets(rows: Sequence[Row]) -> Iterable[str]:
         yield f"not tuned, or less than alone beside which they stand: {listed(less)}"
     if more := [name for trials, names in by_trials.items() if trials > of_alone for name in names]:
         yield f"tuned more than alone, so that a gain may be the tuning's: {listed(more)}"
+
+
+def _left_out(rows: Sequence[Row]) -> Iterable[str]:
+    """How much each row recognises of the classes that no student saw."""
+    known = sorted(
+        (row for row in rows if row["left_out_recall"] is not None), key=lambda row: -row["left_out_recall"]
+    )
+    if known:
+        told = [f"{row['method']} {100 * row['left_out_recall']:.1f} %" for row in known]
+        yield f"of the test samples of what was left out ({known[0]['protocol']['left_out']}) recognise: {listed(told)}"
 
 
 def _incomplete(rows: Sequence[Row]) -> Iterable[str]:

@@ -172,6 +172,7 @@ class Resolved(Form):
 
     name: Word
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"]
+    left_out: list[str] = []
     overrides: list[str] = []
     config: dict[str, Any]
     ensembles: list[list[Word]]

@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kdrun import assembly, machine, registry
+from kdrun.console import Console
 from kdrun.contracts import HIDDEN, Dataset, Draw, Queries, Spec
 from kdrun.data import Raw, SampleSet, files, sampling, sources
 from kdrun.data.augmentation import PRESETS, Crop, Cutout, Flip, Jitter, PictureConfig, crop
@@ -341,7 +342,7 @@ def test_wrong_classes_to_leave_out_are_told():
         assembly.open_dataset(checked(text.replace("LEFT", "[setosa, versicolor, virginica]")))
     config = checked(text.replace("LEFT", "[tulip]"))
     with pytest.raises(ConfigError, match=r":1:34: dataset\.leave_out: the data set has no class 'tulip'"):
-        assembly.load(config, assembly.open_dataset(config), CPU, None, print)
+        assembly.load(config, assembly.open_dataset(config), CPU, None, Console(quiet=True))
 
 
 # ----------------------------------------------------------------------------------------------- order

@@ -214,9 +214,9 @@ class Exits(Loss):
 
     Source: Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
     Distillation", 2019.
-    Trap: there is no T². The authors' code takes the root of ‖f_i − f‖² over the whole batch; here it is a mean over
-    samples, as in the paper. Their exits shrink maps by strided convolutions; here maps are averaged to the size of
-    the last stage first.
+    Trap: there is no T². The authors' last code has no hints, and others after it take the root of ‖f_i − f‖² over the
+    whole batch; here it is a mean over samples. The authors' exits shrink maps by strided convolutions; here maps are
+    averaged to the size of the last stage first.
     """
 
     class Config(LossConfig):
@@ -241,7 +241,7 @@ class Exits(Loss):
         "be-your-own-teacher": Published(
             losses=[{"kind": "ce", "weight": 1}, {"kind": "exits", "weight": 1}],
             source="Zhang et al., Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via "
-            "Self Distillation, 2019; α, λ and T of the authors' code",
+            "Self Distillation, 2019; α and T of the authors' code, λ of others that follow it",
         )
     }
     layers: list[str]

@@ -90,6 +90,48 @@ dataset: {kind: digits, augmentation: {copies: 2, parts: [crop, flpi]}}
 dataset: {kind: digits, strong_view: {copies: 2}}
   c.yaml:1:38: dataset.strong_view: a second view has no copies; write a preset's name or a list of parts
 
+dataset: {kind: digits, views: {small: {sise: 4}}}
+  c.yaml:1:41: dataset.views.small: unknown key 'sise'; did you mean 'size'? known: …
+
+dataset: {kind: digits, views: {small: {}}}
+  c.yaml:1:40: dataset.views.small: it shows all that the default view does; write columns, crop, size or grey
+
+dataset: {kind: digits, views: {small: {size: 4, at: [0, 0]}}}
+  c.yaml:1:40: dataset.views.small: 'at' is the place of a crop; write `crop`, too
+
+dataset: {kind: digits, views: {a.b: {size: 4}}}
+  c.yaml:1:33: dataset.views: 'a.b' is no name of a view; write letters, digits, '-' and '_'
+
+dataset: {kind: digits, views: {input: {size: 4}}}
+  c.yaml:1:40: dataset.views.input: there is another view of that name; choose a new one
+
+dataset: {kind: digits, views: {small: {crop: 9}}}
+  c.yaml:1:47: dataset.views.small.crop: 9×9 pixels of 8×8; write no more than there are
+
+dataset: {kind: digits, views: {small: {crop: 4, size: [5, 2]}}}
+  c.yaml:1:56: dataset.views.small.size: 5×2 pixels of 4×4; write no more than there are
+
+dataset: {kind: digits, views: {small: {crop: [4, 8], at: [5, 0]}}}
+  c.yaml:1:59: dataset.views.small.at: from there on 4×8 pixels reach out of 8×8; write at most [4, 0]
+
+dataset: {kind: digits, views: {small: {grey: true}}}
+  c.yaml:1:47: dataset.views.small.grey: it is made of red, green and blue, and the pictures have 1 channel; leave
+      it out
+
+dataset: {kind: digits, views: {small: {columns: [1]}}}
+  c.yaml:1:50: dataset.views.small.columns: the samples are pictures of 1×8×8 numbers, and this is for tables; write
+      `crop`, `size` or `grey`
+
+dataset: {kind: wine, views: {small: {size: 4}}}
+  c.yaml:1:45: dataset.views.small.size: the samples are rows of 13 numbers, and this is for pictures; write `columns`
+
+dataset: {kind: wine, views: {small: {columns: [13]}}}
+  c.yaml:1:48: dataset.views.small.columns: there is no column 13; they are counted from 0 to 12
+
+dataset: {kind: wine, views: {small: {columns: [1.5, -1]}}}
+  c.yaml:1:49: dataset.views.small.columns.0: 1.5 is not a whole number
+  c.yaml:1:54: dataset.views.small.columns.1: -1 is out of range; write a number that is at least 0
+
 training: {epochs: 1.5}
   c.yaml:5:20: training.epochs: 1.5 is not a whole number
 

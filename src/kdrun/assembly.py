@@ -30,7 +30,7 @@ from kdrun.models import Deployed, Frozen, Network
 from kdrun.models.folds import FOLD, CrossFitted, OutOfFold, states_of_folds
 from kdrun.objective import Objective, Surroundings
 from kdrun.optimization import Training
-from kdrun.plan import Run
+from kdrun.plan import Plan, Run
 from kdrun.randomness import derive
 from kdrun.store import Result
 from kdrun.store.forms import foreign
@@ -86,11 +86,14 @@ def open_dataset(config: Config) -> Dataset:
     return dataset
 
 
-def load(config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, console: Console) -> None:
-    """Put the config's data set at hand on a device; raises ``ConfigError``, ``DataError``, ``OutOfMemory``.
+def load(plan: Plan, dataset: Dataset, device: torch.device, shelf: Shelf, console: Console) -> None:
+    """Put the data set at hand on a device, with the views that a plan's runs look at.
 
-    Warns of teachers that may have learnt from its test samples, and raises where that is all but certain.
+    Raises ``ConfigError``, ``DataError``, ``OutOfMemory``. Warns of teachers that may have learnt from its test samples,
+    and raises where that is all but certain.
     """
+    config = plan.config
+    dataset.show({view for run in plan.runs for view in run.views})
     try:
         with keys_pointed_at(config), watched():
             dataset.load(device, shelf, console.say)
@@ -102,14 +105,14 @@ def load(config: Config, dataset: Dataset, device: torch.device, shelf: Shelf, c
 
 @contextmanager
 def keys_pointed_at(config: Config) -> Iterator[None]:
-    """Turn what a data set says of one of its keys (``dataset.root: …``) into a problem of the config there."""
+    """Turn what a data set says of a key (``dataset.root: …``, or one inside of that) into a problem of the config."""
     try:
         yield
     except DataError as error:
-        named = re.match(r"dataset\.(\w+): (.*)", str(error), re.DOTALL)
+        named = re.match(r"(dataset\.[\w.-]+): (.*)", str(error), re.DOTALL)
         if named is None:
             raise
-        raise config.error([Problem(("dataset", named[1]), named[2])]) from error
+        raise config.error([Problem(tuple(named[1].split(".")), named[2])]) from error
 
 
 def bare_network(run: Run, spec: Spec, device: torch.device) -> Network:

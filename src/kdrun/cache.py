@@ -116,7 +116,7 @@ class Faculty:
     def tables_suffice(self, student: Learner, own: Run) -> bool:
         """Whether its losses look at nothing that a table does not hold, whatever the views are."""
         teachers = {name: self.teachers[run] for name, run in own.teachers.items()}
-        return student.objective.tables_suffice(teachers, self.dataset.spec.default_view)
+        return student.objective.tables_suffice(teachers, self.dataset.copied_views)
 
     @cached_property
     def sample(self) -> Batch:
@@ -215,7 +215,7 @@ class Faculty:
             "torch": torch.__version__,
             "teacher": run.fingerprint,
             "weights": self._weights(run),
-            "data": {key: data[key] for key in data.keys() - STUDENTS_ALONE - {"strong_view"}},
+            "data": {key: data[key] for key in data.keys() - STUDENTS_ALONE - {"strong_view", "views"}},
             "samples": self._samples(student.draw.given),
             "device": self.teachers[run].device.type,
             "precision": "bf16" if student.bf16 else "fp32",

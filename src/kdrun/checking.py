@@ -162,7 +162,7 @@ def check(config: Config, store: Store, console: Console, on_device: bool = Fals
     planned = plan(config, dataset)
     rehearsed = rehearse(planned, dataset, device, whole_batches=True)
     if dataset.at_hand:
-        load(config, dataset, device if on_device else torch.device("cpu"), store.shelf, console)
+        load(planned, dataset, device if on_device else torch.device("cpu"), store.shelf, console)
     unfinished = [
         run
         for run in planned.runs

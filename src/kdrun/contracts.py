@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -568,6 +568,9 @@ class Dataset(Component, ABC):
         What takes long to read may be kept on the ``shelf``; ``say`` gets a sentence before anything takes long.
         """
 
+    def show(self, views: Collection[str]) -> None:
+        """Have batches give these views and the default one from now on; others need not be made."""
+
     @abstractmethod
     def steps(self, draw: Draw) -> int:
         """Batches an epoch; the same for all students' draws of one batch size, and known before loading."""
@@ -587,6 +590,11 @@ class Dataset(Component, ABC):
     @abstractmethod
     def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterable[Batch]:
         """The samples of a split in their order, not augmented, with all labels; with ``given``, the students'."""
+
+    @property
+    def copied_views(self) -> Collection[str]:
+        """The views that are the same wherever the default one is: those that a copy gives."""
+        return (self.spec.default_view,)
 
     def copies(self, draw: Draw) -> int | None:
         """How many different passes over the training set the default view of a draw makes; None for no end of them.

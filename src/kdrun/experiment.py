@@ -51,7 +51,7 @@ class Experiment:
         rehearsed = rehearsal.rehearse(wanted, self.dataset, self.device) if todo else []
         self.console.say_once(*(sentence for one in rehearsed for sentence in one.compared))
         if todo:
-            assembly.load(self.config, self.dataset, self.device, self.store.shelf, self.console)
+            assembly.load(wanted, self.dataset, self.device, self.store.shelf, self.console)
             room.demand_room(self.store, wanted, todo, rehearsed, self.dataset)
         records.open_folder(self.store, self.plan, spec, self.device, self.command, bool(todo))
         self.check_teachers(wanted.runs)

@@ -20,6 +20,7 @@ from kdrun.config import (
 )
 from kdrun.config.parts import Range
 from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published, Queries
+from kdrun.data.views import View
 from kdrun.optimization import Stage, Training
 from kdrun.schedules import Cosine, Step, WarmUp
 from kdrun.schema import Schema
@@ -43,6 +44,14 @@ PARTS: list[tuple[str, str, type[Schema]]] = [
         "`queries:` of a training, a student's or a method's: samples made of the training set's, which only a teacher "
         "can label.",
         Queries,
+    ),
+    (
+        "View",
+        "An entry of a data set's `views:`, for models that say `view: NAME`: some columns of a table, or of a picture "
+        "its `crop`, `size` and `grey` in turn. It is made of the default view as a batch has it, augmented and mixed, "
+        "and normalised like that: each column and each channel by its own figures, grey by the channels' weighted as "
+        "they are in it.",
+        View,
     ),
     ("Range", "A value of `tune:`; a list of values is the other form.", Range),
     ("Stage", "An entry of a method's `stages:`.", Stage),

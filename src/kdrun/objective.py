@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -277,10 +277,10 @@ def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Ma
         taps = loss.taps(student, tables)
     else:
         taps = {name: loss.taps(student, tables.get(name)) for name in names or [""]}
+    looking = [(around.student, student), *((teachers[name], tables[name]) for name in names)]
     for name, wanted in taps.items():
-        for view in set(wanted.views) - around.batch.views.keys():
-            hint = f"{did_you_mean(view, around.batch.views)}; a data set of pictures offers one as `strong_view`"
-            raise Mismatch(f"the data set has no view '{view}'", hint)
+        for view in wanted.views:
+            _demand_view(view, looking, around.batch)
         around.student.tap(wanted.student, wanted.views)
         if name:
             teachers[name].tap(wanted.teacher, wanted.views)
@@ -289,6 +289,20 @@ def _build(loss: Loss, names: list[str], place: int, around: Surroundings) -> Ma
         torch.manual_seed(derive(around.seed, "adapters", loss.config.label, place))
         loss.build(contexts if joint else next(iter(contexts.values())))  # type: ignore[arg-type]  # of a JointLoss
     return taps
+
+
+def _demand_view(view: str, looking: Iterable[tuple[Network, LayerTable]], batch: Batch) -> None:
+    """Raise ``Mismatch`` where there is no such view, or one of a loss's networks cannot look at it."""
+    if view not in batch.views:
+        hint = f"{did_you_mean(view, batch.views)}; a data set of pictures offers one as `strong_view`"
+        raise Mismatch(f"the data set has no view '{view}'", hint)
+    for network, table in looking:
+        given, seen = (tuple(batch.views[one].shape[1:]) for one in (view, network.view))
+        if given != seen:
+            raise Mismatch(
+                f"the view '{view}' is of shape {given}, and {table.owner} sees {seen}",
+                "name one of that shape",
+            )
 
 
 def _context(around: Surroundings, teacher: Frozen | None, label: str) -> Context:
@@ -349,11 +363,11 @@ class Objective(nn.Module):
         layers = dict.fromkeys(layer for tap in taps for layer in tap.teacher)
         return Taps(teacher=tuple(layers), views=tuple({view: None for tap in taps for view in tap.views}))
 
-    def tables_suffice(self, teachers: Mapping[str, Frozen], view: str) -> bool:
-        """Whether the terms look at nothing of the teachers but logits and embeddings, of one view of a batch."""
+    def tables_suffice(self, teachers: Mapping[str, Frozen], views: Collection[str]) -> bool:
+        """Whether the terms look at nothing of the teachers but logits and embeddings, and these at some views only."""
         wants = [(teacher, self.wants(name)) for name, teacher in teachers.items()]
         return all(
-            teacher.view == view and not taps.views and {teacher.model.pooled}.issuperset(taps.teacher)
+            teacher.view in views and not taps.views and {teacher.model.pooled}.issuperset(taps.teacher)
             for teacher, taps in wants
         )
 

@@ -98,6 +98,12 @@ class Run:
             return f"tuning/{self.name}/{self.method}/trial-{self.trial}"
         return f"students/{self.name}/{self.method}/seed-{self.seed}"
 
+    @cached_property
+    def views(self) -> frozenset[str]:
+        """The views that it names: the one that it sees, and further ones of its losses."""
+        named = [self.view, *(getattr(loss, "view", None) for loss in self.losses)]
+        return frozenset(view for view in named if view is not None)
+
     def without_files(self) -> Run:
         """The run with a model that starts from no file's weights and from none that are downloaded."""
         files = {"initial_weights": None, "pretrained": False}.items()
@@ -144,12 +150,12 @@ class Run:
         return training
 
     def _data_seen(self) -> dict[str, Any]:
-        """What decides the samples that it sees: a further view only where it looks at one."""
-        looks = self.view is not None or any(getattr(loss, "view", None) is not None for loss in self.losses)
-        idle = {key for key in LATER if self.data.get(key) is None} | (
-            {"strong_view"} if not looks else set()
-        )
-        return {key: value for key, value in self.data.items() if key not in idle}
+        """What decides the samples that it sees: of further views only what it looks at."""
+        views = {name: how for name, how in self.data.get("views", {}).items() if name in self.views}
+        left_out = {"views"} if self.views - views.keys() else {"views", "strong_view"}
+        left_out |= {key for key in LATER if self.data.get(key) is None}
+        seen = {key: value for key, value in self.data.items() if key not in left_out}
+        return seen | ({"views": views} if views else {})
 
     def _plugin_code(self) -> dict[str, str]:
         """The hash of the source of every component that is not kdrun's own: mended code makes another result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from statistics import median
@@ -112,6 +112,11 @@ class StandIn(Dataset):
         return self._random.rows(
             torch.arange(min(size, len(self._random)), device=self._random.labels.device)
         )
+
+    @property
+    def copied_views(self) -> Collection[str]:
+        """Those of the data set."""
+        return self.whole.copied_views
 
     def copies(self, draw: Draw) -> int | None:
         """How many different passes there are."""

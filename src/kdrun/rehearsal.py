@@ -210,7 +210,7 @@ def _dry_step(
             if memory.dim() > 1 and len(memory) == max(size, DRY_SAMPLES)
         ),
         stackable=run.training.stack and why_not(student) is None,
-        looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
+        looked_up=run.training.cache and student.objective.tables_suffice(own, dataset.copied_views),
         table_numbers={
             name: said.logits[0].numel()
             + sum(said.features[layer][0].numel() for layer in student.objective.wants(name).teacher)
@@ -254,7 +254,7 @@ def _dry_lesson(
         checkpoint_bytes=0,
         remembered_bytes=0,
         stackable=False,
-        looked_up=run.training.cache and student.objective.tables_suffice(own, spec.default_view),
+        looked_up=run.training.cache and student.objective.tables_suffice(own, dataset.copied_views),
         table_numbers={name: said.logits[0].numel() for name, said in taught.items()},
         step_seconds=0.0,
         teacher_seconds=0.0,

@@ -18,6 +18,11 @@ def kind_alone(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def form(value: object) -> str:
+    """Whether an option was written as a list or as one value, so that errors speak of that form only."""
+    return "many" if isinstance(value, list) else "one"
+
+
 def as_list(value: str | list[str] | None) -> list[str]:
     """One name, several or none, as a list."""
     return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -268,7 +268,7 @@ def rounds_of(dataset: Dataset, draw: Draw, epochs: int) -> list[Round]:
     """What a network of a draw would be shown in so many epochs, each sample once that is the same, and all queries."""
     plain, samples = replace(draw, queries=None), dataset.training_samples(draw)
     pieces = -(-samples // CHUNK)
-    copies = dataset.copies(plain) if len(dataset.spec.shapes) == 1 else None  # of others it says nothing
+    copies = dataset.copies(plain) if dataset.spec.shapes.keys() <= {*dataset.copied_views} else None
     if copies is None:
         steps = dataset.steps(plain)
         most = steps * min(draw.batch_size, samples)

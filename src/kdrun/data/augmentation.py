@@ -14,8 +14,8 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from torch import Tensor
 
-from kdrun.contracts import DatasetConfig
-from kdrun.schema import Schema, kind_alone
+from kdrun.data.views import ViewsConfig
+from kdrun.schema import Schema, form, kind_alone
 
 Drawn = tuple[Tensor, ...]
 """What a part drew for N samples: tensors (N,) on the CPU."""
@@ -187,11 +187,6 @@ def apply(parts: Sequence[Part], pictures: Tensor, mean: Tensor, drawn: Sequence
 # ---------------------------------------------------------------------------------------------- options
 
 
-def form(value: object) -> str:
-    """Whether an option was written as a list or as one value, so that errors speak of that form only."""
-    return "many" if isinstance(value, list) else "one"
-
-
 Preset = Literal["none", "flip", "crop", "standard", "strong"]
 Parts = Annotated[Annotated[Preset, Tag("one")] | Annotated[list[Part], Tag("many")], Discriminator(form)]
 
@@ -237,7 +232,7 @@ Augmentation = Annotated[
 ]
 
 
-class PictureConfig(DatasetConfig):
+class PictureConfig(ViewsConfig):
     """Options of sets of pictures."""
 
     augmentation: Augmentation = "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,21 +22,22 @@ from kdrun.data.augmentation import boxes
 from kdrun.data.queries import asked_in, spreads_of, with_queries
 from kdrun.data.shades import Shades
 from kdrun.data.sources import Inputs, Source, Stored, Streamed, source
+from kdrun.data.views import Reduction, View, ViewsConfig, of_channel
 from kdrun.errors import DataError
 from kdrun.memory import room_for_data
 from kdrun.randomness import derive, generator
 
 VIEW, STRONG = "input", "strong"
-"""The names of the view that these sets offer, and of the further one where it is asked for."""
+"""The names of the default view of these sets, and of the one that is augmented by itself, where it is asked for."""
 PURPOSES = {VIEW: "augment", STRONG: "augment strongly"}
-"""What the random numbers of each view are drawn for."""
+"""What the random numbers of these are drawn for."""
 TEST_SHARE = 0.3
 """Share of a set without a test split that is drawn as one."""
 CHUNK = 256
 """Samples that a pass over a whole split looks at in one piece."""
 
 
-class HeldOutConfig(DatasetConfig):
+class HeldOutConfig(ViewsConfig):
     """Options of sets that come without a test split."""
 
     test: float = Field(default=TEST_SHARE, gt=0, lt=1)
@@ -138,10 +139,10 @@ class SampleSet(Dataset):
         if hasattr(type(self), "spec"):
             self._describe(self.spec)
 
-    def _describe(self, spec: Spec) -> None:
-        """Take the spec, with names for classes and columns until better ones are known.
+    def _describe(self, spec: Spec, columns: Sequence[str] = ()) -> None:
+        """Take the spec, and the names of a table's columns if they are known; others are numbers until they are.
 
-        Raises ``DataError`` where a table is to be augmented.
+        Raises ``DataError`` where a table is to be augmented, or a view is of what the samples do not have.
         """
         self.spec = spec
         self._shape = spec.shapes[VIEW]
@@ -162,7 +163,21 @@ class SampleSet(Dataset):
                 f"and augmentation is for pictures; {cure}"
             )
         self.classes = [str(label) for label in range(spec.classes)]
-        self.feature_names = [] if self.pictures else [f"x{i}" for i in range(self._shape[0])]
+        self.feature_names = [] if self.pictures else columns or [f"x{i}" for i in range(self._shape[0])]
+        shapes = dict(self.spec.shapes)
+        for key, name, view in self._written_views():
+            if name in shapes:
+                raise DataError(f"{key}: there is another view of that name; choose a new one")
+            shapes[name] = view.shape(key, self._shape)
+            if columns:
+                view.places(key, _told_apart(self.feature_names))
+        self.spec = replace(self.spec, shapes=shapes)
+        self._shown: Collection[str] = shapes.keys()
+
+    def _written_views(self) -> Iterator[tuple[str, str, View]]:
+        """Key, name and options of each view that the config makes of the default one."""
+        for name, view in getattr(self.config, "views", {}).items():
+            yield f"dataset.views.{name}", name, view
 
     @property
     def pictures(self) -> bool:
@@ -175,11 +190,16 @@ class SampleSet(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """The config without what does not decide the samples: where they lie and how they are scored."""
-        written = self.config.model_dump(mode="json", exclude={"root", "metric"})
-        return {
+        written = self.config.model_dump(mode="json", exclude={"root", "metric", "views"})
+        views = self.config.model_dump(mode="json", include={"views"}, exclude_defaults=True)
+        return views | {
             key: augmentation.shortest(value) if key in ("augmentation", "strong_view") else value
             for key, value in written.items()
         }
+
+    def show(self, views: Collection[str]) -> None:
+        """Have batches give these views and the default one from now on; others are not made."""
+        self._shown = {VIEW, *views}
 
     # ------------------------------------------------------------------------------------------ loading
 
@@ -203,11 +223,20 @@ class SampleSet(Dataset):
             ]
         else:
             pieces = self._standardised(pieces)
+        self._reductions = self._made_views()
         unique = {id(piece.inputs): piece.inputs for piece in pieces.values()}
         sources = {key: source(inputs, device) for key, inputs in unique.items()}
         self._as_seen = not self.pictures or self._normalise(list(sources.values()))
         parts = {name: self._part(sources[id(piece.inputs)], piece) for name, piece in pieces.items()}
         self._parts = {False: parts, True: self._as_given(parts)}
+
+    def _made_views(self) -> dict[str, Reduction]:
+        """What makes each view of the config; raises ``DataError`` for a column that is not there."""
+        names = _told_apart(self.feature_names)
+        stds = self._normaliser[1] if self.pictures else torch.empty(0, device=self.device)
+        return {
+            name: view.reduction(key, self._shape, names, stds) for key, name, view in self._written_views()
+        }
 
     def _pieces(self, raw: Raw) -> dict[Split, Piece]:
         """The splits; those that are drawn share their inputs."""
@@ -329,7 +358,7 @@ class SampleSet(Dataset):
                 asked = asked_in(epoch * self.steps(draw) + step, len(batch), draw.queries)
                 seed = derive(draw.seed, draw.purpose, "queries", epoch, step)
                 batch = with_queries(batch, asked, draw.queries, self._spreads, seed)
-            yield batch
+            yield self._with_parts(batch)
 
     def _order(self, train: Part, draw: Draw, epoch: int, first: int) -> Tensor:
         """The positions (steps - first, batch) of an epoch's batches."""
@@ -350,7 +379,7 @@ class SampleSet(Dataset):
             views = self._views(some, None, draw, " of the asked", number, step)
             seed = derive(draw.seed, draw.purpose, "queries of a round", number, step)
             batch = Batch(views, some.labels, some.positions)
-            yield with_queries(batch, len(batch), queries, self._spreads, seed)
+            yield self._with_parts(with_queries(batch, len(batch), queries, self._spreads, seed))
 
     def _views(
         self,
@@ -360,9 +389,11 @@ class SampleSet(Dataset):
         purpose: str,
         *when: int,
     ) -> dict[str, Tensor]:
-        """All views of some samples, augmented: the default one as it is ``fixed``, or all as is drawn then."""
+        """The samples, augmented: the default view as it is ``fixed``, or as is drawn then, and the strong one."""
         views = {}
         for view, parts in self._augmentations.items():
+            if view not in self._shown:
+                continue
             if view == VIEW and fixed is not None:
                 drawn = _rows(fixed, some.places)
             else:
@@ -371,12 +402,27 @@ class SampleSet(Dataset):
             views[view] = self._inputs(some.samples, parts, drawn)
         return views
 
+    def _with_parts(self, batch: Batch) -> Batch:
+        """The batch with the views that are made of its default one."""
+        parts = {
+            name: make(batch.views[VIEW]) for name, make in self._reductions.items() if name in self._shown
+        }
+        return replace(batch, views=batch.views | parts) if parts else batch
+
     def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterator[Batch]:
         """The samples of a split in their order, not augmented, with all labels; none where it is empty."""
         part = self._parts[given][name]
         for some in part.gather(torch.arange(len(part.rows)), batch_size, part.labels):
             x = self._inputs(some.samples)
-            yield Batch(dict.fromkeys(self._augmentations, x), some.labels, some.positions, all_seen=True)
+            views = dict.fromkeys(self._augmentations, x)
+            yield self._with_parts(Batch(views, some.labels, some.positions, all_seen=True))
+
+    @property
+    def copied_views(self) -> Collection[str]:
+        """All but the one that is augmented by itself."""
+        return (
+            self.spec.shapes.keys() - {STRONG} if STRONG in self._augmentations else self.spec.shapes.keys()
+        )
 
     def copies(self, draw: Draw) -> int | None:
         """How many different passes over the training set the default view of a draw makes.
@@ -391,17 +437,14 @@ class SampleSet(Dataset):
         return self._copies if draw.given else None
 
     def copy(self, number: int, batch_size: int, given: bool = False) -> Iterator[Batch]:
-        """The training samples in their order as they look in a copy, counted from 0, with all labels.
-
-        Only the default view has copies, and no other is there.
-        """
+        """The training samples in their order as they look in a copy, counted from 0, with all labels."""
         parts = self._augmentations[VIEW]
         assert 0 <= number < (self._copies or 1) and bool(parts) == bool(self._copies), "no such copy"
         train = self._parts[given]["train"]
         fixed = self._copy_drawn(number, len(train.rows))
         for some in train.gather(torch.arange(len(train.rows)), batch_size, train.labels):
             x = self._inputs(some.samples, parts, _rows(fixed, some.places))
-            yield Batch({VIEW: x}, some.labels, some.positions, copy=number, all_seen=True)
+            yield self._with_parts(Batch({VIEW: x}, some.labels, some.positions, copy=number, all_seen=True))
 
     def _copy_drawn(self, number: int, samples: int) -> list[augmentation.Drawn]:
         """What the parts drew for every training sample's copy; by the set's seed, so that all runs share it."""
@@ -422,6 +465,8 @@ class SampleSet(Dataset):
 
     def units(self, view: str) -> Units:
         """What the numbers of a view are called and how they are measured: a table's columns, or pixels."""
+        if view in self._reductions:
+            return self._reductions[view].units(self.units(VIEW))
         if not self.pictures:
             return Units(_told_apart(self.feature_names), *self._standard)
         channels, height, width = self._shape
@@ -430,7 +475,7 @@ class SampleSet(Dataset):
             for figures in self._normaliser
         )
         names = tuple(
-            f"pixel {row},{column}" + (f" of channel {channel}" if channels > 1 else "")
+            f"pixel {row},{column}" + of_channel(channel, channels)
             for channel in range(channels)
             for row in range(height)
             for column in range(width)

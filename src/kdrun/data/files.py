@@ -15,16 +15,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from PIL import Image
-from pydantic import Discriminator, Field, PositiveInt, Tag
+from pydantic import Field, PositiveInt
 
 from kdrun.contracts import DatasetConfig, Spec
-from kdrun.data.augmentation import Augmentation, PictureConfig, form
+from kdrun.data.augmentation import Augmentation, PictureConfig
 from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
+from kdrun.data.views import Sides, sides
 from kdrun.errors import DataError, StoreError, did_you_mean, printable, shown
 from kdrun.machine import available_memory, raise_lack, return_freed_memory, told_size
 from kdrun.memory import room_for_data
@@ -169,13 +170,6 @@ class PictureFiles:
         each(self.paths, lambda position: decode(self.paths[position], self.size))
 
 
-Sides = Annotated[
-    Annotated[PositiveInt, Tag("one")]
-    | Annotated[list[PositiveInt], Field(min_length=2, max_length=2), Tag("many")],
-    Discriminator(form),
-]
-
-
 class ImageFolder(SampleSet):
     """Pictures in a folder for each class; any size and mode, resized to one size and converted to RGB.
 
@@ -206,8 +200,7 @@ class ImageFolder(SampleSet):
         classes = _class_folders(train)
         if test is not None:
             _demand_equal(classes, _class_folders(test), test)
-        size = config.size if isinstance(config.size, list) else [config.size] * 2
-        self._size = (size[0], size[1])
+        self._size = sides(config.size)
         self._describe(Spec({VIEW: (3, *self._size)}, len(classes)))
         self.classes = [os.fsencode(name).decode(errors="replace") for name in classes]
         self._train, self._train_labels = _list(train, classes)
@@ -435,10 +428,8 @@ class Arrays(SampleSet):
                 f"{inputs[-1].dtype} are of different kinds; save both alike"
             )
         classes, labels = _labels([part[1] for part in (train, test) if part is not None], self._path)
-        self._describe(Spec({VIEW: tuple(inputs[0].shape[1:])}, len(classes)))
+        self._describe(Spec({VIEW: tuple(inputs[0].shape[1:])}, len(classes)), columns)
         self.classes = classes
-        if columns and not self.pictures:
-            self.feature_names = columns
         self._raw = Raw(inputs[0], labels[0], *((inputs[1], labels[1]) if test is not None else ()))
         self.samples = len(labels[0])
         self.test_share = 0.0 if test else config.test or TEST_SHARE

@@ -121,7 +121,7 @@ def test_digits_keep_all_seventeen_shades():
     dataset = loaded("digits")
     from sklearn.datasets import load_digits
 
-    mean, std = dataset._normaliser
+    mean, std = dataset._inputs[VIEW].normaliser
     views, labels = whole(dataset, "test")
     shades = ((views * std + mean) * 16).round().long().flatten(1)
     known = {
@@ -730,9 +730,9 @@ def test_pictures_come_channels_last(name):
 
 def test_pictures_that_nothing_augments_are_normalised_once_where_there_is_room(monkeypatch):
     ready, held = small(), small(strong_view="strong")
-    monkeypatch.setattr("kdrun.data.base.room_for_data", lambda device: 0)
+    monkeypatch.setattr("kdrun.data.inputs.room_for_data", lambda device: 0)
     cramped = small()
-    kinds = [d._parts[False]["train"].source._samples.dtype for d in (ready, held, cramped)]
+    kinds = [d._parts[False]["train"].sources[VIEW]._samples.dtype for d in (ready, held, cramped)]
     assert kinds == [torch.float32, torch.uint8, torch.uint8]
     for split in ("train", "test"):
         assert whole(ready, split)[0].equal(whole(cramped, split)[0])
@@ -741,7 +741,7 @@ def test_pictures_that_nothing_augments_are_normalised_once_where_there_is_room(
 
 def test_crop_pads_with_black():
     dataset = small(augmentation=[{"kind": "crop", "padding": 6}])
-    mean, std = dataset._normaliser
+    mean, std = dataset._inputs[VIEW].normaliser
     black = torch.isclose(next(dataset.batches(Draw(0, 40), 0)).views[VIEW], (0 - mean) / std).float().mean()
     assert 0.5 < black < 0.9
 
@@ -839,7 +839,7 @@ def test_all_ways_to_keep_pictures_give_the_same_bits(folder, monkeypatch, tmp_p
     options |= {"augmentation": COPIES, "strong_view": "strong", "validation": 0.2}
     state = torch.random.get_rng_state()
     sets = {way: by_way(way, monkeypatch, tmp_path, **options)[0] for way in WAYS}
-    kinds = {way: type(dataset._parts[False]["train"].source) for way, dataset in sets.items()}
+    kinds = {way: type(dataset._parts[False]["train"].sources[VIEW]) for way, dataset in sets.items()}
     stored, mapped, streamed = sources.Stored, sources.Mapped, sources.Streamed
     assert kinds == {"memory": stored, "shelf": stored, "map": mapped, "stream": streamed}
     for way in WAYS[1:]:
@@ -926,7 +926,7 @@ def test_without_room_on_the_disk_pictures_are_streamed(folder, monkeypatch, tmp
     monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 60, 40))
     for way, kind in (("map", sources.Streamed), ("shelf", sources.Stored)):
         dataset, said = by_way(way, monkeypatch, tmp_path, root=str(folder), size=6)
-        assert isinstance(dataset._parts[False]["train"].source, kind)
+        assert isinstance(dataset._parts[False]["train"].sources[VIEW], kind)
         assert said[0].startswith("decoded pictures are not kept: ") and "40 are free" in said[0]
 
 
@@ -1063,7 +1063,7 @@ BYTES = RANDOM.integers(0, 256, (20, 3, 6, 5), dtype=np.uint8)
 
 def raw_pictures(dataset):
     dataset.load(CPU)
-    mean, std = dataset._normaliser
+    mean, std = dataset._inputs[VIEW].normaliser
     return whole(dataset, "test")[0] * std + mean
 
 
@@ -1208,7 +1208,7 @@ def test_csv_of_flat_pictures(tmp_path):
     header = ",".join(["label", *(f"p{i}" for i in range(4))])
     lines = [f"{i % 2},{i},255,0,7" for i in range(10)]
     dataset = loaded("arrays", path=table(tmp_path, "\n".join([header, *lines])), shape=[1, 2, 2])
-    mean, std = dataset._normaliser
+    mean, std = dataset._inputs[VIEW].normaliser
     picture = (next(dataset.split("train", 1)).views[VIEW] * std + mean) * 255
     assert picture.flatten()[1:].round().tolist() == [255, 0, 7]
 

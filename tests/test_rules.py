@@ -93,10 +93,12 @@ def rows_of(trained, name):
         dataset = assembly.open_dataset(checked(TEXT.replace("DATASET", DATASETS[name])))
         dataset.load(torch.device("cpu"))
         pieces = dataset._pieces(dataset.read())
-    inputs = {id(p.inputs): p.inputs for p in pieces.values()}
+    inputs = {id(p.inputs["input"]): p.inputs["input"] for p in pieces.values()}
     if name == "digits":  # kdrun spreads their 17 shades over bytes
         inputs = dict.fromkeys(inputs, load_digits().data)
-    raw = [np.asarray(inputs[id(p.inputs)], np.float64)[p.rows] for p in pieces.values() if len(p.rows)]
+    raw = [
+        np.asarray(inputs[id(p.inputs["input"])], np.float64)[p.rows] for p in pieces.values() if len(p.rows)
+    ]
     seen = [batch.views["input"] for split in pieces for batch in dataset.split(split)]
     rows = np.concatenate(raw)
     return rows.reshape(len(rows), -1), torch.cat(seen), dataset

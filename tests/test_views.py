@@ -79,7 +79,7 @@ EXPECTED = {
 
 
 def demand_made_of_the_default_view(dataset, batch):
-    mean, std = (figures.double().numpy() for figures in dataset._normaliser)
+    mean, std = (figures.double().numpy() for figures in dataset._inputs["input"].normaliser)
     pixels = batch.views["input"].double().numpy() * std + mean
     for name, expected in EXPECTED.items():
         grey = name in ("grey", "all")

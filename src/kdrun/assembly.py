@@ -89,8 +89,8 @@ def open_dataset(config: Config) -> Dataset:
 def load(plan: Plan, dataset: Dataset, device: torch.device, shelf: Shelf, console: Console) -> None:
     """Put the data set at hand on a device, with the views that a plan's runs look at.
 
-    Raises ``ConfigError``, ``DataError``, ``OutOfMemory``. Warns of teachers that may have learnt from its test samples,
-    and raises where that is all but certain.
+    Raises ``ConfigError``, ``DataError``, ``OutOfMemory``. Warns of teachers that may have learnt from its test
+    samples, and raises where that is all but certain.
     """
     config = plan.config
     dataset.show({view for run in plan.runs for view in run.views})

@@ -110,7 +110,7 @@ def rehearse(
         size = min(run.training.batch_size, MOST_SAMPLES if whole_batches else DRY_SAMPLES)
         with _memory_told(run, "as its losses are built; write a smaller adapter"):
             found = [*_term_problems(run, dry_surroundings(run, network, teachers, spec, size))]
-        found += _mixing_problems(run, network, spec)
+        found += _mixing_problems(run, spec)
         problems += found
         if found or not run.learns:
             continue
@@ -165,8 +165,8 @@ def _term_problems(run: Run, around: Surroundings) -> Iterable[Problem]:
             yield _problem(error, path)
 
 
-def _mixing_problems(run: Run, network: Network, spec: Spec) -> Iterable[Problem]:
-    shape = spec.shapes[network.view]
+def _mixing_problems(run: Run, spec: Spec) -> Iterable[Problem]:
+    shape = spec.shapes[spec.default_view]
     if run.training.cutmix and len(shape) != 3:
         words = f"cutmix cuts pictures, and the samples are {'×'.join(map(str, shape))} numbers"
         yield Problem(run.path, words, "use mixup")

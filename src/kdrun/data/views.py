@@ -63,7 +63,7 @@ class View(Schema):
     def shape(self, key: str, of: tuple[int, ...]) -> tuple[int, ...]:
         """Of samples of a shape what the view's is; raises ``DataError`` where they have no such part."""
         if len(of) == 3:
-            return self._window(key, of).shape
+            return self.window(key, of).shape
         for part in ("crop", "size", "grey"):
             if getattr(self, part):
                 words = f"the samples are rows of {of[0]} numbers, and this is for pictures"
@@ -74,16 +74,6 @@ class View(Schema):
                 words = f"there is no column {column}; they are counted from 0 to {of[0] - 1}"
                 raise DataError(f"{key}.columns: {words}")
         return (len(self.columns),)
-
-    def reduction(self, key: str, of: tuple[int, ...], names: Sequence[str], stds: Tensor) -> Reduction:
-        """What makes it of samples of a shape; raises ``DataError`` for a column that is not among a table's ``names``.
-
-        ``stds`` (C, 1, 1) are those by which pictures are normalised.
-        """
-        if len(of) == 3:
-            weights = stds * stds.new_tensor(LUMINANCE).view(-1, 1, 1) if self.grey else None
-            return self._window(key, of, weights)
-        return Columns(torch.tensor(self.places(key, names), device=stds.device))
 
     def places(self, key: str, names: Sequence[str]) -> list[int]:
         """Where its columns are among those of a table; raises ``DataError`` for a name that is not there."""
@@ -98,7 +88,11 @@ class View(Schema):
             found.append(place)
         return found
 
-    def _window(self, key: str, of: tuple[int, ...], weights: Tensor | None = None) -> Window:
+    def window(self, key: str, of: tuple[int, ...], stds: Tensor | None = None) -> Window:
+        """What makes it of pictures of a shape; raises ``DataError`` where they have no such part.
+
+        ``stds`` (C, 1, 1) are those by which they are normalised; without them only its form is known.
+        """
         channels, *whole = of
         if self.columns:
             words = f"the samples are pictures of {_times(of)} numbers, and this is for tables"
@@ -119,7 +113,11 @@ class View(Schema):
             words = f"it is made of red, green and blue, and the pictures have {channels} channel"
             raise DataError(f"{key}.grey: {words}{'s' * (channels > 1)}; leave it out")
         rows, columns = map(_spans, place, window, size)
-        return Window(rows, columns, channels, self.grey, weights)
+        counts = None
+        if self.grey and stds is not None:
+            counts = stds * stds.new_tensor(LUMINANCE).view(-1, 1, 1)
+            counts = counts / counts.sum()
+        return Window(rows, columns, channels, self.grey, counts)
 
 
 def _times(sides: Sequence[int]) -> str:
@@ -192,14 +190,14 @@ def _spans(first: int, length: int, size: int) -> Spans:
 class Window(Reduction):
     """A window of pictures of so many ``channels``, averaged down and perhaps turned grey.
 
-    ``weights`` (C, 1, 1) are what the normalised channels count in grey, as parts of their sum.
+    ``counts`` (C, 1, 1) are what the normalised channels count in grey.
     """
 
     rows: Spans
     columns: Spans
     channels: int
     grey: bool
-    weights: Tensor | None = None
+    counts: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -212,8 +210,9 @@ class Window(Reduction):
             (spans[0][0], spans[-1][1] + 1) for spans in (self.rows, self.columns)
         )
         x = _averaged(x[:, :, top:bottom, left:right], len(self.rows), len(self.columns))
-        if self.weights is not None:
-            red, green, blue = (x * (self.weights / self.weights.sum())).unbind(dim=1)
+        if self.grey:
+            assert self.counts is not None, "only its form is known"
+            red, green, blue = (x * self.counts).unbind(dim=1)
             x = (red + green + blue)[:, None]
         return x.contiguous(memory_format=torch.channels_last)
 

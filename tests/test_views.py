@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from kdrun import assembly, trees
+from kdrun import assembly, registry, trees
 from kdrun.contracts import Draw, Queries
 from kdrun.data.shades import Shades
-from kdrun.errors import ConfigError, Mismatch
+from kdrun.errors import ConfigError, DataError, Mismatch
 from kdrun.plan import plan
 from support import checked, experiment, outcome, results, run, students
 
@@ -299,6 +300,191 @@ def test_a_further_view_of_another_shape_is_refused_in_words(where, owner):
     assert str(caught.value) == f"the view 'strong' is of shape (1, 8, 8), and {owner} sees (1, 4, 4)"
 
 
+# ----------------------------------------------------------------------------------------- several inputs
+
+
+NUMBERS = np.random.default_rng(0)
+LABELS = np.arange(90) % 3
+PHOTO = (NUMBERS.integers(0, 120, (90, 3, 6, 5)) + 60 * LABELS[:, None, None, None]).astype(np.uint8)
+SENSOR = NUMBERS.normal(size=(90, 4)) + LABELS[:, None]
+PAIRS = {"photo": PHOTO, "sensor": SENSOR, "y": LABELS}
+PARTS = {f"{name}_{part}": x for part in ("train", "test") for name, x in PAIRS.items()}
+
+
+def of_file(tmp_path, options, saved):
+    np.savez(tmp_path / "pairs.npz", **saved)
+    component = registry.DATASETS["arrays"]
+    written = {"kind": "arrays", "path": str(tmp_path / "pairs.npz")} | options
+    dataset = component(component.Config.model_validate(written))
+    dataset.load(CPU)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    "augmentation", ["strong", {"copies": 2, "parts": "strong"}], ids=["strong", "copies"]
+)
+@pytest.mark.parametrize("saved", [PAIRS, PARTS], ids=["whole", "parts"])
+def test_several_inputs_are_each_as_they_are_alone(tmp_path, saved, augmentation):
+    def alone(name, **options):
+        renamed = {key.replace(name, "x"): x for key, x in saved.items() if key.startswith((name, "y"))}
+        return of_file(tmp_path, {"validation": 0.1, "seed": 3} | options, renamed)
+
+    options = {"validation": 0.1, "seed": 3, "augmentation": augmentation}
+    both = of_file(tmp_path, options | {"inputs": ["sensor", "photo"]}, saved)
+    assert both.spec.shapes == {"sensor": (4,), "photo": (3, 6, 5)} and not both.pictures
+    draws = [Draw(0, 16), Draw(0, 16, mixup=0.4), Draw(0, 16, labels="all", purpose="teacher")]
+    for name, one in (("sensor", alone("sensor")), ("photo", alone("photo", augmentation=augmentation))):
+        passes = [lambda d, draw=draw: d.batches(draw, 1) for draw in draws]
+        passes += [lambda d, split=split: d.split(split) for split in ("train", "validation", "test")]
+        for go in passes:
+            for batch, other in zip(go(both), go(one), strict=True):
+                assert batch.views.keys() == {"sensor", "photo"}
+                assert batch.views[name].equal(other.views["input"]) and batch.index.equal(other.index)
+        ours, theirs = both.units(name), one.units("input")
+        assert ours.names == theirs.names and np.array_equal(ours.scale, theirs.scale)
+    assert both.copies(draws[0]) == (None if augmentation == "strong" else 2)
+
+
+def test_pictures_of_one_sample_are_augmented_alike(tmp_path):
+    options = {
+        "inputs": ["photo", "depth"],
+        "augmentation": {"copies": 2, "parts": "strong"},
+        "strong_view": "crop",
+    }
+    dataset = of_file(tmp_path, options, {"photo": PHOTO, "depth": PHOTO, "y": LABELS})
+    assert {*dataset.copied_views} == {"photo", "depth"}
+    for number in (0, 1):
+        copies = list(dataset.copy(number, 7))
+        batches = [*dataset.batches(Draw(0, 16), number), *dataset.batches(Draw(0, 16, cutmix=1.0), number)]
+        for batch in [*copies, *batches]:
+            assert batch.views["photo"].equal(batch.views["depth"])
+        depth = torch.cat([copy.views["depth"] for copy in copies])
+        assert all(batch.views["depth"].equal(depth[batch.index]) for batch in batches if batch.mix is None)
+
+
+def test_cutmix_cuts_the_same_part_of_all_pictures_and_mixes_tables_by_its_share(tmp_path):
+    large = PHOTO.repeat(2, axis=2).repeat(3, axis=3)
+    saved = PAIRS | {"large": large}
+    dataset = of_file(tmp_path, {"inputs": ["photo", "large", "sensor"]}, saved)
+    for plain, mixed in zip(
+        dataset.batches(Draw(0, 16), 0), dataset.batches(Draw(0, 16, cutmix=1.0), 0), strict=True
+    ):
+        share, partner = mixed.mix.share[:, None], mixed.mix.partner
+        photo, wide = mixed.views["photo"], mixed.views["large"]
+        torch.testing.assert_close(photo.repeat_interleave(2, 2).repeat_interleave(3, 3), wide)
+        sensor = plain.views["sensor"]
+        torch.testing.assert_close(mixed.views["sensor"], share * sensor + (1 - share) * sensor[partner])
+
+
+def test_a_student_of_one_input_learns_from_a_teacher_of_another(tmp_path):
+    np.savez(tmp_path / "pairs.npz", **PAIRS)
+    data = f"dataset={{kind: arrays, path: {tmp_path / 'pairs.npz'}, inputs: [photo, sensor]}}"
+    keys = [data, "student.view=sensor", "training.epochs=30", "training.batch_size=16"]
+    run(TEXT, tmp_path / "looked-up", *keys)
+    run(TEXT, tmp_path / "live", *keys, "training.cache=false")
+    one, other = (results(tmp_path / n)["students/student/kd/seed-0"] for n in ("looked-up", "live"))
+    assert one.manifest["resolved"]["cache"] == "looked up" and other.manifest["resolved"]["cache"] == "live"
+    assert one.manifest["protocol"]["input"] == [4] and one.manifest["scores"]["accuracy"] > 0.6
+    logits = [result.predictions()["logits"] for result in (one, other)]
+    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
+    swapped = data.replace("[photo, sensor]", "[sensor, photo]")
+    run(TEXT, tmp_path / "swapped", swapped, "teacher.view=photo", *keys[1:])
+    assert (
+        results(tmp_path / "swapped")["students/student/kd/seed-0"].manifest["resolved"]["cache"]
+        == "looked up"
+    )
+
+
+def test_views_are_of_the_first_input(tmp_path):
+    views = {"small": {"size": 2}, "few": {"columns": [1]}}
+    dataset = of_file(tmp_path, {"inputs": ["photo", "sensor"], "views": {"small": views["small"]}}, PAIRS)
+    assert dataset.spec.shapes == {"photo": (3, 6, 5), "sensor": (4,), "small": (3, 2, 2)}
+    dataset = of_file(tmp_path, {"inputs": ["sensor", "photo"], "views": {"few": views["few"]}}, PAIRS)
+    batch = next(dataset.batches(Draw(0, 8), 0))
+    assert batch.views["few"].equal(batch.views["sensor"][:, 1:2])
+
+
+def test_the_hashes_are_of_all_inputs(tmp_path):
+    saved = [PAIRS, PAIRS | {"sensor": SENSOR[:, ::-1]}, PAIRS | {"photo": PHOTO + 1}]
+    sets = [of_file(tmp_path, {"inputs": ["photo", "sensor"]}, one) for one in saved]
+    assert len({one.test_hash() for one in sets}) == len({one.train_hash() for one in sets}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "told"),
+    [
+        (
+            {"inputs": ["photo", "senor"]},
+            PAIRS,
+            "dataset.inputs: .* holds photo, sensor, y; it must hold photo, senor and y, or photo_train, senor_train, "
+            "y_train, photo_test, senor_test, y_test; for 'senor', did you mean 'sensor'",
+        ),
+        (
+            {"inputs": ["photo", "sensor"]},
+            PAIRS | {"sensor": SENSOR[:80]},
+            r"sensor is \(80, 4\) and its labels are \(90,\)",
+        ),
+        (
+            {"inputs": ["photo", "sensor"]},
+            PARTS | {"sensor_test": SENSOR[:, 1:]},
+            "sensor_train .* and sensor_test .* are of different kinds",
+        ),
+        (
+            {"inputs": ["photo", "sensor"]},
+            PAIRS | {"sensor": SENSOR * np.nan},
+            r"sensor\[0, 0\] is not a finite number",
+        ),
+        (
+            {"inputs": ["photo", "sensor"]},
+            PAIRS | {"sensor": PHOTO[:, :2]},
+            r"sensor: samples of shape \[2, 6, 5\] are not "
+            r"clearly pictures; write `shape`: {sensor: \[",
+        ),
+        ({"inputs": ["photo"], "shape": [3, 6, 5]}, PAIRS, r"dataset.shape: .* write `{photo: \[3, 6, 5\]}`"),
+        (
+            {"inputs": ["photo"], "shape": {"foto": [3, 6, 5]}},
+            PAIRS,
+            "dataset.shape: there is no input 'foto'; did you mean",
+        ),
+        (
+            {"inputs": ["photo", "sensor"], "views": {"sensor": {"size": 2}}},
+            PAIRS,
+            "dataset.views.sensor: there is another",
+        ),
+        (
+            {"inputs": ["sensor"], "augmentation": "flip"},
+            PAIRS,
+            "dataset.augmentation: the samples .* rows of 4 numbers",
+        ),
+        (
+            {"inputs": ["sensor", "photo"], "strong_view": "flip"},
+            PAIRS,
+            "dataset.strong_view: the samples .* rows of 4",
+        ),
+        ({"inputs": ["photo", "photo"]}, PAIRS, "'photo' is there twice; write it once"),
+        ({"inputs": ["photo", "y"]}, PAIRS, "'y' is what the labels are called"),
+        ({"inputs": ["photo", "strong"]}, PAIRS, "'strong' is what a `strong_view` is called"),
+        ({"inputs": []}, PAIRS, "at least 1 item"),
+    ],
+)
+def test_wrong_inputs(tmp_path, options, saved, told):
+    with pytest.raises((DataError, ValidationError), match=told):
+        of_file(tmp_path, options, saved)
+
+
+def test_shapes_of_inputs_are_written_by_name(tmp_path):
+    saved = PAIRS | {"photo": PHOTO.reshape(90, -1), "sensor": SENSOR.clip(0, 1).reshape(90, 2, 2, 1)}
+    shape = {"photo": [3, 6, 5], "sensor": [1, 2, 2]}
+    dataset = of_file(tmp_path, {"inputs": ["photo", "sensor"], "shape": shape}, saved)
+    assert dataset.spec.shapes == {"photo": (3, 6, 5), "sensor": (1, 2, 2)}
+
+
+def test_a_table_has_no_several_inputs(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,label\n1,2,x\n3,4,y\n")
+    with pytest.raises(DataError, match=r"dataset\.inputs: a \.csv file holds one table"):
+        of_file(tmp_path, {"inputs": ["a"], "path": str(tmp_path / "t.csv")}, PAIRS)
+
+
 # ------------------------------------------------------------------------------------------- fingerprints
 
 
@@ -317,3 +503,10 @@ def test_views_are_no_reason_to_train_what_does_not_look_at_them():
         small["teacher", None] == plain["teacher", None] and small["student", "kd"] != plain["student", "kd"]
     )
     assert small["student", "kd"] != fingerprints(", views: {small: {size: 2}}")["student", "kd"]
+
+
+def test_inputs_that_are_not_named_are_no_part_of_the_identity(tmp_path):
+    plain = of_file(tmp_path, {}, {"x": PHOTO, "y": LABELS})
+    assert "inputs" not in plain.identity() and plain.spec.shapes == {"input": (3, 6, 5)}
+    named = of_file(tmp_path, {"inputs": ["x"]}, {"x": PHOTO, "y": LABELS})
+    assert named.identity()["inputs"] == ["x"] and named.spec.shapes == {"x": (3, 6, 5)}

@@ -178,8 +178,8 @@ class SampleSet(Dataset):
 
     def _no_pictures(self, key: str, cure: str) -> DataError:
         return DataError(
-            f"dataset.{key}: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, and augmentation "
-            f"is for pictures; {cure}"
+            f"dataset.{key}: the samples of '{self.config.kind}' are rows of {self._shape[0]} numbers, "
+            f"and augmentation is for pictures; {cure}"
         )
 
     def _written_views(self) -> Iterator[tuple[str, str, View]]:

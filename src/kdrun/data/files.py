@@ -11,24 +11,25 @@ import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag
 
-from kdrun.contracts import DatasetConfig, Spec
+from kdrun.contracts import Spec
 from kdrun.data.augmentation import Augmentation, PictureConfig
-from kdrun.data.base import TEST_SHARE, VIEW, Raw, SampleSet
+from kdrun.data.base import STRONG, TEST_SHARE, VIEW, Raw, SampleSet
 from kdrun.data.sources import Inputs
-from kdrun.data.views import Sides, sides
+from kdrun.data.views import Sides, ViewName, sides
 from kdrun.errors import DataError, StoreError, did_you_mean, printable, shown
 from kdrun.machine import available_memory, raise_lack, return_freed_memory, told_size
 from kdrun.memory import room_for_data
+from kdrun.schema import form
 
 WORTH_KEEPING = 64_000_000
 """Bytes of decoded pictures that take seconds to decode; fewer are decoded anew by every command."""
@@ -51,6 +52,8 @@ LARGE = 20_000_000
 _one_large = threading.Lock()
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What file managers leave in folders, apart from hidden files."""
+LABELS = "y"
+"""The array of a .npz file that holds them."""
 CHANNELS = {1, 3, 4}
 """Sizes by which the axis of the channels is known."""
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -383,12 +386,32 @@ def _closed(error: OSError) -> DataError:
 # ----------------------------------------------------------------------------------------------- arrays
 
 
+Shape = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+Shapes = Annotated[
+    Annotated[Shape, Tag("many")] | Annotated[dict[str, Shape], Tag("one")], Discriminator(form)
+]
+
+
+def _each_another(names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"'{name}' is there twice; write it once")
+        if name in (LABELS, STRONG):
+            what = "the labels are" if name == LABELS else "a `strong_view` is"
+            raise ValueError(f"'{name}' is what {what} called; give the array another name")
+    return names
+
+
 class Arrays(SampleSet):
     """Samples in a .npz file (`x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`) or a .csv file.
 
     `x` (N, F) is a table; (N, H, W), (N, C, H, W) or (N, H, W, C) are pictures: uint8, other whole numbers from 0
     to 255, or floats from 0 to 1. `y` (N,) are whole numbers or strings; the classes are the sorted values. A .csv
     file has a header, a column of labels, and numbers in all others. Nothing is unpickled.
+
+    A .npz file may hold several arrays of the same samples, each a table or pictures: with `inputs: [photo, sensor]`
+    they stand in the place of `x` (`photo`, or `photo_train` and `photo_test`, …), and a model says which it sees, as
+    `view: sensor`. Pictures of all of them are augmented alike.
     """
 
     class Config(PictureConfig):
@@ -399,8 +422,11 @@ class Arrays(SampleSet):
         """the .npz or .csv file; a relative path is looked for in the folder where kdrun is run"""
         label: str = "label"
         """the column of the labels in a .csv file"""
-        shape: list[PositiveInt] | None = Field(default=None, min_length=3, max_length=3)
-        """[channels, height, width]: rows are pictures written flat, or which axis of `x` is which"""
+        inputs: Annotated[list[ViewName], Field(min_length=1), AfterValidator(_each_another)] | None = None
+        """of a .npz file with several arrays of the same samples: their names, that of the default view first"""
+        shape: Shapes | None = None
+        """[channels, height, width]: rows are pictures written flat, or which axis of `x` is which; where there are
+        `inputs` by name, `{photo: [3, 32, 32]}`"""
         test: float | None = Field(default=None, gt=0, lt=1)
         """share drawn as the test split, stratified; 0.3 where nothing is said, and only for a file without one"""
 
@@ -418,39 +444,59 @@ class Arrays(SampleSet):
             raise DataError(
                 f"dataset.path: {self._path} is neither a .npz nor a .csv file; write one of these"
             )
-        train, test, columns = readers[self._path.suffix.lower()](self._path, config)
-        if test is not None and config.test is not None:
+        parts, columns = readers[self._path.suffix.lower()](self._path, config)
+        if len(parts) == 2 and config.test is not None:
             raise DataError(f"dataset.test: {self._path} has a test part of its own; leave `test` out")
-        inputs = [_inputs(part[0], self._path, config.shape) for part in (train, test) if part is not None]
-        if inputs[0].shape[1:] != inputs[-1].shape[1:] or inputs[0].dtype != inputs[-1].dtype:
-            raise DataError(
-                f"{self._path}: x_train {inputs[0].shape} {inputs[0].dtype} and x_test {inputs[-1].shape} "
-                f"{inputs[-1].dtype} are of different kinds; save both alike"
-            )
-        classes, labels = _labels([part[1] for part in (train, test) if part is not None], self._path)
-        self._describe(Spec({VIEW: tuple(inputs[0].shape[1:])}, len(classes)), columns)
+        written = _shapes(config, parts[0].inputs.keys())
+        inputs = {
+            view: _inputs([part.inputs[name] for part in parts], name, self._path, written.get(name))
+            for view, name in zip(config.inputs or [VIEW], parts[0].inputs, strict=True)
+        }
+        classes, labels = _labels([part.labels for part in parts], self._path)
+        shapes = {view: tuple(train.shape[1:]) for view, (train, *_) in inputs.items()}
+        self._describe(Spec(shapes, len(classes)), columns)
         self.classes = classes
-        self._raw = Raw(inputs[0], labels[0], *((inputs[1], labels[1]) if test is not None else ()))
+        by_part = [dict(zip(inputs, of_part, strict=True)) for of_part in zip(*inputs.values(), strict=True)]
+        self._raw = Raw(by_part[0], labels[0], *((by_part[1], labels[1]) if len(parts) == 2 else ()))
         self.samples = len(labels[0])
-        self.test_share = 0.0 if test else config.test or TEST_SHARE
+        self.test_share = 0.0 if len(parts) == 2 else config.test or TEST_SHARE
 
     def identity(self) -> dict[str, Any]:
         """The config without the path, and the file's hash."""
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         identity = super().identity() | {"sha256": digest}
-        return {key: value for key, value in identity.items() if key != "path"}
+        left_out = {"path"} if self.config.inputs else {"path", "inputs"}
+        return {key: value for key, value in identity.items() if key not in left_out}
 
     def read(self) -> Raw:
         """What was read when the set was made."""
         return self._raw
 
 
-XY = tuple[np.ndarray, np.ndarray]
+def _shapes(config: Arrays.Config, names: Collection[str]) -> dict[str, list[int]]:
+    """The shapes that are written of pictures, by the array's name."""
+    if isinstance(config.shape, list):
+        if config.inputs:
+            raise DataError(
+                f"dataset.shape: which input is of it? write `{{{config.inputs[0]}: {config.shape}}}`"
+            )
+        return {"x": config.shape}
+    for name in config.shape or {}:
+        if name not in names:
+            raise DataError(f"dataset.shape: there is no input '{shown(name)}'; {did_you_mean(name, names)}")
+    return config.shape or {}
 
 
-def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[str]]:
-    """The training part, the test part if there is one, and no names of columns."""
+class Read(NamedTuple):
+    """A part of a file: arrays (N, …) by name, and the labels (N,)."""
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray
+
+
+def _read_npz(path: Path, config: Any) -> tuple[list[Read], list[str]]:
+    """The training part, and the test part if there is one, and no names of columns."""
     try:
         _demand_modest(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -464,15 +510,30 @@ def _read_npz(path: Path, _config: DatasetConfig) -> tuple[XY, XY | None, list[s
         raise DataError(
             f"{path}: cannot be read as .npz: {shown(reason, 200)}; write it by numpy.savez(FILE, x=…, y=…)"
         ) from error
-    for names in (("x", "y"), ("x_train", "y_train", "x_test", "y_test")):
-        if set(names) <= set(arrays):
-            pairs = [(arrays[names[i]], arrays[names[i + 1]]) for i in range(0, len(names), 2)]
-            for (x, y), name in zip(pairs, names[::2], strict=True):
-                _demand_rows(x, y, name, path)
-            return pairs[0], pairs[1] if len(pairs) == 2 else None, []
+    names = [*(config.inputs or ["x"]), LABELS]
+    for endings in ([""], ["_train", "_test"]):
+        if all(name + ending in arrays for name in names for ending in endings):
+            return [_part(arrays, names, ending, path) for ending in endings], []
+    key = "dataset.inputs: " if config.inputs else ""
+    there = {name.removesuffix("_train").removesuffix("_test") for name in arrays}
+    near = [
+        f"; for '{name}', {found}"
+        for name in names
+        if name not in there and (found := did_you_mean(name, there, list_all=False))
+    ]
+    pairs = [f"{name}_{part}" for part in ("train", "test") for name in names]
     raise DataError(
-        f"{path}: holds {_some(arrays) or 'nothing'}; it must hold x and y, or x_train, y_train, x_test, y_test"
+        f"{key}{path}: holds {_some(arrays) or 'nothing'}; it must hold {', '.join(names[:-1])} and {LABELS}, or "
+        f"{', '.join(pairs)}{''.join(near)}"
     )
+
+
+def _part(arrays: Mapping[str, np.ndarray], names: Sequence[str], ending: str, path: Path) -> Read:
+    """What has names that end so; the last are the labels'."""
+    *inputs, labels = (arrays[name + ending] for name in names)
+    for name, x in zip(names, inputs, strict=False):
+        _demand_rows(x, labels, name + ending, path)
+    return Read(dict(zip(names, inputs, strict=False)), labels)
 
 
 def _some(names: Collection[object]) -> str:
@@ -511,8 +572,12 @@ def _demand_rows(x: np.ndarray, y: np.ndarray, name: str, path: Path) -> None:
         )
 
 
-def _read_csv(path: Path, config: Any) -> tuple[XY, None, list[str]]:
-    """All rows as one part, no test part, and the names of the columns without the labels'."""
+def _read_csv(path: Path, config: Any) -> tuple[list[Read], list[str]]:
+    """All rows as one part, and the names of the columns without the labels'."""
+    if config.inputs:
+        raise DataError(
+            "dataset.inputs: a .csv file holds one table; leave it out, or write `views` of some columns"
+        )
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             return _parse_csv(csv.reader(_lines(file, path)), path, config.label)
@@ -528,7 +593,7 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _parse_csv(lines: Any, path: Path, label: str) -> tuple[XY, None, list[str]]:
+def _parse_csv(lines: Any, path: Path, label: str) -> tuple[list[Read], list[str]]:
     header = [name.strip() for name in next(lines, [])]
     if label not in header:
         known = did_you_mean(label, map(shown, header[:COLUMNS]), list_all=len(header) <= 20)
@@ -551,7 +616,7 @@ def _parse_csv(lines: Any, path: Path, label: str) -> tuple[XY, None, list[str]]
         rows.append(_numbers(cells, columns, where))
     if not rows or not columns:
         raise DataError(f"{path}: holds no samples; it needs a header and rows of numbers and a label")
-    return (np.stack(rows), np.array(labels)), None, columns
+    return [Read({"x": np.stack(rows)}, np.array(labels))], columns
 
 
 def _numbers(cells: list[str], columns: list[str], where: str) -> np.ndarray:
@@ -576,19 +641,30 @@ def _finite(cell: str) -> bool:
         return False
 
 
-def _inputs(x: np.ndarray, path: Path, shape: list[int] | None) -> np.ndarray:
-    """A table (N, F) float64, or pictures (N, C, H, W), uint8 or float32 in [0, 1]."""
+def _inputs(parts: Sequence[np.ndarray], name: str, path: Path, shape: list[int] | None) -> list[np.ndarray]:
+    """An input of each part of a file: tables (N, F) float64, or pictures (N, C, H, W), uint8 or float32 in [0, 1]."""
+    found = [_input(x, name, path, shape) for x in parts]
+    train, test = found[0], found[-1]
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise DataError(
+            f"{path}: {name}_train {train.shape} {train.dtype} and {name}_test {test.shape} {test.dtype} are of "
+            "different kinds; save both alike"
+        )
+    return found
+
+
+def _input(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.ndarray:
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{path}: x holds {x.dtype}, not numbers; save it as uint8 or float32")
+        raise DataError(f"{path}: {name} holds {x.dtype}, not numbers; save it as uint8 or float32")
     if not np.isfinite(x).all():
         place = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
-        raise DataError(f"{path}: x[{place}] is not a finite number; mend it, or leave the sample out")
+        raise DataError(f"{path}: {name}[{place}] is not a finite number; mend it, or leave the sample out")
     if x.ndim == 2 and shape is None:
         return x.astype(np.float64)
-    return _unit_or_bytes(_channels_first(x, path, shape), path)
+    return _unit_or_bytes(_channels_first(x, name, path, shape), name, path)
 
 
-def _channels_first(x: np.ndarray, path: Path, shape: list[int] | None) -> np.ndarray:
+def _channels_first(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.ndarray:
     """Pictures (N, C, H, W): by ``shape`` where it is given, else by the axis that can be the channels'."""
     if shape is not None:
         channels, height, width = shape
@@ -602,13 +678,13 @@ def _channels_first(x: np.ndarray, path: Path, shape: list[int] | None) -> np.nd
     first, last = x.ndim == 4 and x.shape[1] in CHANNELS, x.ndim == 4 and x.shape[-1] in CHANNELS
     if first == last:
         raise DataError(
-            f"{path}: samples of shape {list(x.shape[1:])} are not clearly pictures; write "
-            "`shape: [channels, height, width]`"
+            f"{path}: {name}: samples of shape {list(x.shape[1:])} are not clearly pictures; write `shape`: "
+            f"{'[channels, height, width]' if name == 'x' else f'{{{name}: [channels, height, width]}}'}"
         )
     return x if first else x.transpose(0, 3, 1, 2)
 
 
-def _unit_or_bytes(x: np.ndarray, path: Path) -> np.ndarray:
+def _unit_or_bytes(x: np.ndarray, name: str, path: Path) -> np.ndarray:
     low, high = float(x.min()), float(x.max())
     if x.dtype == np.uint8:
         return x
@@ -617,8 +693,8 @@ def _unit_or_bytes(x: np.ndarray, path: Path) -> np.ndarray:
     if low >= 0 and high <= 255 and (x == np.rint(x)).all():
         return x.astype(np.uint8)
     raise DataError(
-        f"{path}: pictures hold values from {low:g} to {high:g}; save them as whole numbers from 0 to 255 or as "
-        "floats from 0 to 1"
+        f"{path}: the pictures of {name} hold values from {low:g} to {high:g}; save them as whole numbers from 0 to "
+        "255 or as floats from 0 to 1"
     )
 
 

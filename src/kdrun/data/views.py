@@ -130,10 +130,13 @@ def _named(written: str) -> str:
     return written
 
 
+ViewName = Annotated[str, AfterValidator(_named)]
+
+
 class ViewsConfig(DatasetConfig):
     """Options of sets whose samples can be shown in part."""
 
-    views: dict[Annotated[str, AfterValidator(_named)], View] = {}
+    views: dict[ViewName, View] = {}
     """further views by name, for a teacher or a student that says `view: NAME`: each is part of the default one"""
 
 

@@ -122,6 +122,9 @@ dataset: {kind: digits, views: {small: {columns: [1]}}}
   c.yaml:1:50: dataset.views.small.columns: the samples are pictures of 1×8×8 numbers, and this is for tables; write
       `crop`, `size` or `grey`
 
+dataset: {kind: arrays, path: x.npz, inputs: [photo, photo]}
+  c.yaml:1:46: dataset.inputs: 'photo' is there twice; write it once
+
 dataset: {kind: wine, views: {small: {size: 4}}}
   c.yaml:1:45: dataset.views.small.size: the samples are rows of 13 numbers, and this is for pictures; write `columns`
 

@@ -1210,7 +1210,7 @@ def test_csv_of_flat_pictures(tmp_path):
     dataset = loaded("arrays", path=table(tmp_path, "\n".join([header, *lines])), shape=[1, 2, 2])
     mean, std = dataset._inputs[VIEW].normaliser
     picture = (next(dataset.split("train", 1)).views[VIEW] * std + mean) * 255
-    assert picture.flatten()[1:].round().tolist() == [255, 0, 7]
+    assert picture.flatten()[1:].round().tolist() == [255, 0, 7] and not dataset.feature_names
 
 
 @pytest.mark.parametrize(

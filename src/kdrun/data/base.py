@@ -149,13 +149,13 @@ class SampleSet(Dataset):
         }
         self._augmented = self._ways_to_augment()
         shapes = {view: self._inputs[way.name].shape for view, way in self._augmented.items()}
-        if columns:
+        if known := bool(columns) and not self.pictures:
             self.feature_names = columns
         for key, name, view in self._written_views():
             if name in shapes:
                 raise DataError(f"{key}: there is another view of that name; choose a new one")
             shapes[name] = view.shape(key, self._shape)
-            if columns:
+            if known:
                 view.places(key, told_apart(columns))
         self.spec = replace(spec, shapes=shapes)
         self._shown: Collection[str] = shapes.keys()

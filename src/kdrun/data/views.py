@@ -21,8 +21,8 @@ from kdrun.schema import Schema, form
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """What red, green and blue count in grey, as ITU-R Recommendation BT.601 has it."""
-LISTED = 20
-"""Columns up to which an error names them all."""
+LISTED, SOUGHT = 20, 1000
+"""Columns up to which an error names them all, and among which a name is looked for that is nearly right."""
 
 Sides = Annotated[
     Annotated[PositiveInt, Tag("one")]
@@ -80,7 +80,7 @@ class View(Schema):
         found: list[int] = []
         for column in self.columns or []:
             if isinstance(column, str) and column not in names:
-                known = did_you_mean(column, map(shown, names), list_all=len(names) <= LISTED)
+                known = did_you_mean(column, map(shown, names[:SOUGHT]), list_all=len(names) <= LISTED)
                 raise DataError(f"{key}.columns: there is no column '{shown(column)}'; {known}")
             place = column if isinstance(column, int) else names.index(column)
             if place in found:
@@ -236,6 +236,8 @@ class Window(Reduction):
 
 def _averaged(x: Tensor, height: int, width: int) -> Tensor:
     """Pictures averaged down to a size; on a CPU each has the same bits in whichever batch it is."""
+    if x.shape[2:] == (height, width):
+        return x
     (tall, rest), (wide, left) = divmod(x.shape[2], height), divmod(x.shape[3], width)
     if not rest and not left:
         return F.avg_pool2d(x, (tall, wide))

@@ -32,7 +32,15 @@ MOST_NAMED = 10
 """Runs that are all named, to choose from."""
 SPLIT_BY = ("seed", "test")
 """The options of a data set that draw its test split, where its files have none."""
-NOT_THE_SAMPLES = {*SPLIT_BY, "validation", "labels_per_class", "leave_out", "augmentation", "strong_view"}
+NOT_THE_SAMPLES = {
+    *SPLIT_BY,
+    "validation",
+    "labels_per_class",
+    "leave_out",
+    "augmentation",
+    "strong_view",
+    "views",
+}
 """The options that say how a data set's samples are dealt out and shown, and not which they are."""
 
 

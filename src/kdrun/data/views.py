@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
@@ -115,8 +116,8 @@ class View(Schema):
         rows, columns = map(_spans, place, window, size)
         counts = None
         if self.grey and stds is not None:
-            counts = stds * stds.new_tensor(LUMINANCE).view(-1, 1, 1)
-            counts = counts / counts.sum()
+            weighted = np.array(LUMINANCE) * stds.flatten().double().cpu().numpy()
+            counts = tuple((weighted / weighted.sum()).tolist())
         return Window(rows, columns, channels, self.grey, counts)
 
 
@@ -193,14 +194,14 @@ def _spans(first: int, length: int, size: int) -> Spans:
 class Window(Reduction):
     """A window of pictures of so many ``channels``, averaged down and perhaps turned grey.
 
-    ``counts`` (C, 1, 1) are what the normalised channels count in grey.
+    ``counts`` are what the normalised channels count in grey.
     """
 
     rows: Spans
     columns: Spans
     channels: int
     grey: bool
-    counts: Tensor | None = None
+    counts: Sequence[float] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -215,8 +216,7 @@ class Window(Reduction):
         x = _averaged(x[:, :, top:bottom, left:right], len(self.rows), len(self.columns))
         if self.grey:
             assert self.counts is not None, "only its form is known"
-            red, green, blue = (x * self.counts).unbind(dim=1)
-            x = (red + green + blue)[:, None]
+            x = _added(x[:, n : n + 1] * count for n, count in enumerate(self.counts))
         return x.contiguous(memory_format=torch.channels_last)
 
     def units(self, of: Units) -> Units:
@@ -239,9 +239,15 @@ def _averaged(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[2:] == (height, width):
         return x
     (tall, rest), (wide, left) = divmod(x.shape[2], height), divmod(x.shape[3], width)
-    if not rest and not left:
-        return F.avg_pool2d(x, (tall, wide))
-    return F.adaptive_avg_pool2d(x, (height, width))
+    if rest or left:
+        return F.adaptive_avg_pool2d(x, (height, width))
+    lines = _added(x[:, :, row::tall] for row in range(tall))  # several times as fast as to pool
+    return _added(lines[:, :, :, column::wide] for column in range(wide)) / (tall * wide)
+
+
+def _added(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, one after the other: sums over a dimension depend on what else there is."""
+    return functools.reduce(operator.add, parts)
 
 
 def _covered(rows: tuple[int, int], columns: tuple[int, int]) -> str:

@@ -99,6 +99,28 @@ def test_tables_of_fewer_samples_are_others_and_equal_asking(tmp_path, asked, au
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("augmentation", ["none", "{copies: 2, parts: strong}"])
+def test_tables_cover_the_transfer_set_and_equal_asking(tmp_path, asked, augmentation):
+    np.savez(
+        tmp_path / "more.npz", x=np.random.default_rng(0).integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
+    )
+    options = (
+        f"dataset.augmentation={augmentation}",
+        f"dataset.transfer_set={{path: {tmp_path / 'more.npz'}}}",
+    )
+    run(text("[kd, crd]"), tmp_path / "looked-up", *options)
+    of_a_pass = sum(len(batch) for batch in asked if batch.copy == 1 or augmentation == "none")
+    assert of_a_pass >= 120
+    run(text("[kd, crd]"), tmp_path / "live", *options, "training.cache=false")
+    for method in ("kd", "crd"):
+        assert resolved(tmp_path / "looked-up", method)["cache"] == "looked up"
+        a, b = (logits(tmp_path / folder, method) for folder in ("looked-up", "live"))
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    tables = [np.load(file) for file in (tmp_path / "looked-up").glob("cache/*/logits.npy")]
+    assert [len(table) for table in tables] == [120 * (1 + (augmentation != "none"))]
+    assert all((table.std(axis=1) > 0).all() for table in tables), "each row was asked about"
+
+
 @pytest.mark.parametrize(
     "methods, overrides",
     [

@@ -10,7 +10,7 @@ import torch
 
 from commands import command
 from kdrun import assembly, compare, evaluate, models, registry
-from kdrun.contracts import Batch, Outputs
+from kdrun.contracts import HIDDEN, Batch, Outputs
 from kdrun.errors import GateError, UsageError
 from kdrun.gate import Gate
 from kdrun.plan import plan
@@ -193,6 +193,14 @@ def test_one_pass_serves_all_students():
     assert (teacher.asked, first.asked) == (4, 4)
     for figures, own in zip(found, tables[1:], strict=True):
         assert figures["agreement"] == pytest.approx((own.argmax(1) == tables[0].argmax(1)).mean())
+
+
+def test_what_has_no_label_is_no_error_of_the_teacher():
+    labels = torch.tensor([0, 1, HIDDEN, HIDDEN])
+    teacher = Says(np.eye(3, dtype=np.float32)[[0, 2, 1, 1]])
+    student = Says(np.eye(3, dtype=np.float32)[[0, 2, 1, 0]])
+    [figures] = evaluate.likenesses([(student, [teacher])], [Batch({}, labels, torch.arange(4))])
+    assert (figures["agreement"], figures["copied_errors"]) == (0.75, 1.0)
 
 
 def test_a_teacher_without_errors_has_none_to_copy():

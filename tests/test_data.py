@@ -1272,9 +1272,9 @@ def rows_of(copies, batch):
 
 
 def seen_in(dataset, number, size=7):
-    batches = list(dataset.copy(number, size))
+    batches = list(dataset.copy(number, size, given=True))
     assert {batch.copy for batch in batches} == {number} and batches[0].views.keys() == {VIEW}
-    assert torch.cat([b.index for b in batches]).tolist() == list(range(len(dataset.labels("train"))))
+    assert torch.cat([b.index for b in batches]).tolist() == list(range(len(dataset.labels("train", True))))
     return torch.cat([b.views[VIEW] for b in batches]), torch.cat([b.labels for b in batches])
 
 
@@ -1573,3 +1573,245 @@ def test_cifar10_as_a_folder_of_jpegs(tmp_path):
     assert list(dataset.classes) == ["cat", "ship"] and dataset.spec.shapes[VIEW] == (3, 32, 32)
     assert np.bincount(dataset.labels("train")).tolist() == [20, 20]
     assert whole(dataset, "test")[0].std() > 0.5
+
+
+# ------------------------------------------------------------------------------------- the transfer set
+
+TABLE = np.random.default_rng(3).standard_normal((9, 4))
+
+
+def rows_file(path, x=TABLE, names="abcd", label=None):
+    """A .csv file of rows, with a column of labels where there are some."""
+    with path.open("w") as file:
+        print(*names, *["label"] * (label is not None), sep=",", file=file)
+        for place, row in enumerate(x):
+            print(
+                *(repr(float(v)) for v in row), *[] if label is None else [label[place]], sep=",", file=file
+            )
+    return str(path)
+
+
+@pytest.fixture
+def own_table(tmp_path):
+    """Options of a set of 30 rows of four columns and three classes."""
+    x = np.random.default_rng(0).standard_normal((30, 4)) * [1, 2, 3, 4] + 5
+    return {"path": rows_file(tmp_path / "set.csv", x, label=np.arange(30) % 3), "validation": 0.2}
+
+
+def with_transfer(own_table, **options):
+    return loaded("arrays", **own_table, **options)
+
+
+def test_students_see_the_transfer_set_after_the_training_set_and_teachers_do_not(own_table, tmp_path):
+    plain = with_transfer(own_table)
+    dataset = with_transfer(own_table, transfer_set={"path": rows_file(tmp_path / "more.csv")})
+    assert dataset.test_hash() == plain.test_hash()
+    for name in ("train", "validation", "test"):
+        assert all_same(dataset.split(name), plain.split(name))
+        assert dataset.labels(name).tolist() == plain.labels(name).tolist()
+    teacher = Draw(0, 5, labels="all", purpose="teacher")
+    assert dataset.steps(teacher) == plain.steps(teacher) == 3
+    assert all_same(dataset.batches(teacher, 2), plain.batches(teacher, 2))
+    own, labels = whole(plain, "train")
+    mean, scale = dataset._standard
+    views = torch.cat([b.views[VIEW] for b in dataset.split("train", 4, given=True)])
+    assert views.equal(torch.cat([own, torch.from_numpy(((TABLE - mean) * scale).astype(np.float32))]))
+    assert dataset.labels("train", True).tolist() == labels.tolist() + [HIDDEN] * 9
+    assert dataset.places(True).tolist() == list(range(16)) + [-1] * 9
+    for batches in (dataset.split("train", given=True), dataset.batches(Draw(0, 7), 0)):
+        assert not any(batch.all_seen for batch in batches)
+
+
+def test_the_transfer_set_is_drawn_like_the_training_set_but_for_those_who_need_labels(own_table, tmp_path):
+    options = {"transfer_set": {"path": rows_file(tmp_path / "more.csv")}}
+    for few in (None, 2):
+        for left_out in (None, ["1"]):
+            dataset = with_transfer(own_table, **options, leave_out=left_out, labels_per_class=few)
+            given_ = torch.from_numpy(dataset.labels("train", True))
+            steps = dataset.steps(Draw(0, 5))
+            assert steps == (16 + 9) // 5, "known before loading, and equal"
+            index = torch.cat([b.index for epoch in range(9) for b in dataset.batches(Draw(0, 5), epoch)])
+            counts = torch.bincount(index)
+            assert len(counts) == len(given_) and counts.max() - counts.min() <= 9 * (left_out is None) + 1
+            for batch in (b for epoch in range(3) for b in dataset.batches(Draw(0, 5), epoch)):
+                assert batch.labels.equal(given_[batch.index])
+            control = [list(dataset.batches(Draw(0, 5, labelled_only=True), epoch)) for epoch in range(9)]
+            assert {len(batches) for batches in control} == {steps}
+            index = torch.cat([b.index for batches in control for b in batches])
+            assert set(index.tolist()) == set((given_ != HIDDEN).nonzero().flatten().tolist())
+            asking = Draw(0, 5, queries=Queries(per_sample=1))
+            index = torch.cat([b.index for b in dataset.queries(asking, 0, 4)])
+            assert sorted(index.tolist()) == list(range(len(given_)))
+
+
+def test_the_columns_of_a_transfer_set_are_known_by_their_names(own_table, tmp_path):
+    def views(**file):
+        dataset = with_transfer(own_table, transfer_set={"path": rows_file(tmp_path / "more.csv", **file)})
+        return torch.cat([b.views[VIEW] for b in dataset.split("train", given=True)])
+
+    ordered = views()
+    assert views(x=TABLE[:, [2, 0, 3, 1]], names="cadb").equal(ordered)
+    assert views(label=["x"] * 9).equal(ordered), "labels are not looked at"
+    np.savez(tmp_path / "more.npz", x=TABLE, y=np.full(9, "no label"))
+    of_arrays = with_transfer(own_table, transfer_set={"path": str(tmp_path / "more.npz")})
+    assert torch.cat([b.views[VIEW] for b in of_arrays.split("train", given=True)]).equal(ordered)
+    bunch = loaded("iris")
+    file = rows_file(tmp_path / "iris.csv", names=bunch.feature_names[::-1])
+    given_ = loaded("iris", transfer_set={"path": file})
+    x = torch.cat([b.views[VIEW] for b in given_.split("train", given=True)])[105:]
+    mean, scale = given_._standard
+    assert x.equal(torch.from_numpy(((TABLE[:, ::-1] - mean) * scale).astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ({"names": "abce"}, "has other columns than the data set: it lacks d and adds e"),
+        (
+            {"names": "abc", "x": TABLE[:, :3]},
+            r"samples are of shape \[3\], and those of the data set of \[4\]",
+        ),
+        ({"x": TABLE[:0]}, "holds no samples"),
+        (
+            {"x": np.where(TABLE > 2, np.nan, TABLE)},
+            r"more\.csv:\d: column '.' holds 'nan', which is no finite",
+        ),
+    ],
+)
+def test_wrong_columns_of_a_transfer_set(own_table, tmp_path, file, told):
+    with pytest.raises(DataError, match=rf"dataset\.transfer_set\.path: .*{told}"):
+        with_transfer(own_table, transfer_set={"path": rows_file(tmp_path / "more.csv", **file)})
+
+
+def test_wrong_transfer_sets(own_table, tmp_path, folder):
+    def refused(told, kind="iris", **options):
+        with pytest.raises(DataError, match=rf"dataset\.transfer_set\.{told}"):
+            loaded(kind, **options)
+
+    refused("path: there is no file", transfer_set={"path": str(tmp_path / "none.npz")})
+    refused("path: .* is neither a .npz nor a .csv", transfer_set={"path": str(folder / "train/a/1.png")})
+    refused(r"root: .*no samples of shape \[4\]; write `path`", transfer_set={"root": str(folder)})
+    np.savez(tmp_path / "other.npz", x_train=TABLE)
+    refused("path: .*holds x_train; it must hold x", transfer_set={"path": str(tmp_path / "other.npz")})
+    pictures = {"kind": "synthetic", "shape": [3, 6, 6], "classes": 4, "samples": 40}
+    refused("root: there is no folder", **pictures, transfer_set={"root": str(tmp_path / "nowhere")})
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    refused("root: .* holds no pictures", **pictures, transfer_set={"root": str(tmp_path / "empty")})
+    np.savez(tmp_path / "grey.npz", x=np.zeros((2, 1, 6, 6), np.uint8))
+    refused(
+        r"path: .*shape \[1, 6, 6\], .* \[3, 6, 6\]",
+        **pictures,
+        transfer_set={"path": str(tmp_path / "grey.npz")},
+    )
+    np.savez(tmp_path / "floats.npz", x=np.full((2, 3, 6, 6), 0.5, np.float32))
+    with pytest.raises(
+        DataError, match=r"dataset\.transfer_set: .* bytes and the other one of floats; save both alike"
+    ):
+        loaded(**pictures, transfer_set={"path": str(tmp_path / "floats.npz")})
+    for wrong in ({}, {"root": "a", "path": "b.npz"}):
+        with pytest.raises(ValidationError, match="write `root: FOLDER` of pictures, or `path: FILE`"):
+            make("iris", transfer_set=wrong)
+
+
+def test_the_place_of_a_wrong_transfer_set_is_told():
+    text = "dataset: {kind: iris, transfer_set: {path: none.csv}}\nteacher: {model: {kind: mlp}}\n"
+    with pytest.raises(ConfigError, match=r":1:44: dataset\.transfer_set\.path: there is no file none\.csv"):
+        assembly.open_dataset(checked(text + "student: {model: {kind: mlp}}\n"))
+
+
+def test_pictures_of_a_transfer_folder_take_the_form_of_the_set(folder):
+    """They lie anywhere in it, and what their folders are called says nothing."""
+    for shape in ([3, 6, 5], [1, 6, 5]):
+        options = {"kind": "synthetic", "shape": shape, "classes": 4, "samples": 40, "test_samples": 8}
+        dataset = loaded(**options, transfer_set={"root": str(folder)})
+        mean, std = dataset._normaliser
+        views = torch.cat([b.views[VIEW] for b in dataset.split("train", given=True)])[40:]
+        shades = (views * std + mean) * 255
+        expected = [0, 40, *range(0, 161, 40), 5, 35, *range(5, 126, 30)]
+        assert sorted(shades.mean((1, 2, 3)).round().int().tolist()) == sorted(expected)
+        assert dataset.spec.shapes[VIEW] == tuple(shape) == views.shape[1:]
+
+
+@pytest.mark.parametrize("augmentation", ["none", COPIES])
+def test_all_ways_to_keep_a_transfer_folder_give_the_same_bits(folder, monkeypatch, tmp_path, augmentation):
+    more = tmp_path / "more" / "deep"
+    more.mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (9, 5 + i), (i, 20 * i, 255 - i)).save(more / f"{i}.png")
+    options = {"root": str(folder), "size": [6, 5], "augmentation": augmentation}
+    options |= {"transfer_set": {"root": str(tmp_path / "more")}}
+    sets = {way: by_way(way, monkeypatch, tmp_path, **options)[0] for way in WAYS}
+    known = sets["memory"].train_hash(), sets["memory"].train_hash(given=True)
+    for way, dataset in sets.items():
+        assert len(dataset.labels("train", True)) == 16
+        demand_batches_of_copies(dataset, epochs=2)
+        for draw in (Draw(1, 3), Draw(1, 4, labels="all", purpose="teacher")):
+            assert all_same(dataset.batches(draw, 1, first=1), sets["memory"].batches(draw, 1, first=1))
+        assert all_same(dataset.split("train", 3, given=True), sets["memory"].split("train", 3, given=True))
+        hashes = dataset.train_hash(), dataset.train_hash(given=True)
+        assert hashes[0] != hashes[1]
+        assert way == "stream" or augmentation == "none" or hashes == known
+
+
+@given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=30), size=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_joined_sources_are_one(rows, size):
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    joined = sources.Joined(*(sources.Stored(part.copy(), CPU) for part in (x[:5], x[5:6], x[6:])))
+    found = list(joined.gather(torch.tensor(rows), size))
+    assert [len(part) for part in found] == [len(part) for part in torch.tensor(rows).split(size)]
+    assert torch.cat(found).equal(torch.from_numpy(x)[rows]) and len(joined) == 12
+
+
+def test_test_samples_in_a_transfer_set_are_counted(own_table, tmp_path, folder):
+    def told(kind, options):
+        sentences = []
+        make(kind, **options).load(CPU, None, sentences.append)
+        return [s for s in sentences if "are test samples" in s]
+
+    x = np.loadtxt(own_table["path"], delimiter=",", skiprows=1)[:, :4]
+    plain = with_transfer(own_table)
+    mean, scale = plain._standard
+    tested = torch.cat([b.views[VIEW] for b in plain.split("test")]).numpy()
+    of_test = [row for row in x if (((row - mean) * scale).astype(np.float32) == tested).all(axis=1).any()]
+    file = rows_file(tmp_path / "more.csv", np.concatenate([TABLE, of_test[:4]]))
+    assert told("arrays", own_table | {"transfer_set": {"path": file}}) == [
+        "4 of the 13 samples of the transfer set are test samples, too: what learns from them has seen what it is "
+        "tested on; leave them out"
+    ]
+    assert not told("arrays", own_table | {"transfer_set": {"path": rows_file(tmp_path / "more.csv")}})
+    options = {"root": str(folder), "size": 6, "transfer_set": {"root": str(folder / "test")}}
+    assert told("image-folder", options)[0].startswith("4 of the 4 samples")
+
+
+def test_a_transfer_set_is_known_by_what_it_holds(own_table, tmp_path, folder):
+    def identity(**written):
+        return make("arrays", **own_table, transfer_set=written).identity()
+
+    one = identity(path=rows_file(tmp_path / "one.csv"))
+    assert identity(path=rows_file(tmp_path / "other.csv")) == one
+    assert identity(path=rows_file(tmp_path / "other.csv", TABLE + 1)) != one
+    options = {"kind": "synthetic", "shape": [1, 6, 5], "transfer_set": {"root": str(folder)}}
+    before = make(**options).identity()
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert make(**options | {"transfer_set": {"root": str(moved)}}).identity() == before
+    Image.new("L", (3, 3), 7).save(folder / "further.png")
+    assert make(**options).identity() != before
+
+
+def test_a_teacher_serves_students_with_and_without_a_transfer_set(tmp_path):
+    rows_file(tmp_path / "more.csv", names=loaded("iris").feature_names)
+    text = (
+        "dataset: {kind: iris}\nteachers: {big: {model: {kind: mlp}}, small: {model: {kind: mlp}, from: big, method: "
+        "kd}}\nstudent: {model: {kind: mlp}}\nmethods: [{use: kd, teacher: small}]\n"
+    )
+
+    def planned(*overrides):
+        config = checked(text, *overrides)
+        return plan(config, assembly.open_dataset(config)).runs
+
+    more = f"dataset.transfer_set={{path: {tmp_path / 'more.csv'}}}"
+    for before, after in zip(planned(), planned(more), strict=True):
+        assert (before.fingerprint == after.fingerprint) == (before.role == "teacher"), before.title
+        assert "transfer_set" not in before.inputs["dataset"]
+        assert after.labelled_only == (after.role == "student" and not after.teachers)

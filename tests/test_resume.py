@@ -62,6 +62,7 @@ RECIPES = {
         "training.selection=best-on-validation",
     ],
     "adam-few-labels": ["training.optimizer=adam", "dataset.labels_per_class=4"],
+    "classes-left-out": ["dataset.leave_out=[1]", "methods=[kd, crd]"],
     "pictures-copies": [
         PICTURES[0].replace("augmentation: strong", "augmentation: {copies: 2, parts: strong}"),
         *PICTURES[1:],
@@ -131,6 +132,18 @@ def test_stopped_after_every_single_step(tmp_path, monkeypatch, recipe):
     assert to_the_end(BASE, tmp_path / "pieces", *overrides) == groups * 9 + 1
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
     assert comparison(tmp_path / "pieces", "resume") == comparison(tmp_path / "whole", "resume")
+
+
+def test_stopped_after_every_step_with_a_transfer_set(tmp_path, monkeypatch):
+    np.savez(tmp_path / "more.npz", x=np.random.default_rng(0).standard_normal((20, 6)))
+    overrides = f"dataset.transfer_set={{path: {tmp_path / 'more.npz'}}}", "methods=[kd, crd]"
+    run(BASE, tmp_path / "whole", *overrides)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
+    stopping_after(1, monkeypatch)
+    assert to_the_end(BASE, tmp_path / "pieces", *overrides) == 3 * 3 + 2 * 3 * 4 + 1, (
+        "students take more steps"
+    )
+    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 8, 9])

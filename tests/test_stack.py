@@ -57,8 +57,9 @@ def learnt(folder):
             "training.epochs=1",
         ),
         ("dataset.labels_per_class=3",),
+        ("dataset.leave_out=[0]",),
     ],
-    ids=["sgd", "adamw-ema-clip", "batch-norm-mixup", "vit", "few-labels"],
+    ids=["sgd", "adamw-ema-clip", "batch-norm-mixup", "vit", "few-labels", "class-left-out"],
 )
 def test_stacked_students_learn_what_they_learn_alone(tmp_path, monkeypatch, overrides):
     config = text()

@@ -489,6 +489,38 @@ def test_who_sees_which_labels(tmp_path, monkeypatch):
     assert all(torch.equal(batch.labels, labels[batch.index]) for batch in method)
 
 
+def test_who_sees_the_transfer_set(tmp_path, monkeypatch):
+    seen = {}
+
+    def noted(self, batch, taught):
+        seen.setdefault(self.title, []).append(batch)
+        step(self, batch, taught)
+
+    np.savez(tmp_path / "more.npz", x=np.random.default_rng(0).standard_normal((20, 6)))
+    text = with_methods(TABLE, "kd", "crd").replace(
+        "shape: [6]", f"shape: [6], transfer_set: {{path: {tmp_path}/more.npz}}"
+    )
+    step = Student.step
+    monkeypatch.setattr(Student, "step", noted)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
+    run(text, tmp_path)
+    teacher, control, *taught = (
+        seen[n] for n in ("big/seed 0", "small/alone/seed 1", "small/kd/seed 1", "small/crd/seed 1")
+    )
+    assert len(control) == len(taught[0]) == len(taught[1]) > len(teacher)
+    for batches in (teacher, control):
+        assert all((batch.labels != HIDDEN).all() and batch.index.max() < 48 for batch in batches)
+    for batches in taught:
+        index, labels = (torch.cat([getattr(b, what) for b in batches]) for what in ("index", "labels"))
+        assert ((labels == HIDDEN) == (index >= 48)).all() and set(index.tolist()) == set(range(68))
+    found = results(tmp_path)
+    protocol = {
+        place: found[place].manifest["protocol"]
+        for place in ("teachers/big/seed-0", "students/small/kd/seed-1")
+    }
+    assert [(p["train_samples"], p["transfer_samples"]) for p in protocol.values()] == [(48, None), (48, 20)]
+
+
 def test_a_student_knows_of_a_class_left_out_what_its_teacher_says(tmp_path):
     """The digits without a 3 of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015."""
     text = """

@@ -807,6 +807,44 @@ def test_what_is_left_out_changes_no_sample_s_fold(crossed, tmp_path):
     assert fewer.equal(said_[places]) and len(fewer) < len(said_)
 
 
+def test_of_a_transfer_set_the_whole_forest_answers(crossed, tmp_path):
+    """No fold's model has seen its samples, nor has the forest that was fitted to all others."""
+    np.savez(tmp_path / "more.npz", x=np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
+    one = experiment(CROSS, crossed, f"dataset.transfer_set={{path: {tmp_path / 'more.npz'}}}")
+    one.dataset.load(torch.device("cpu"))
+    teacher, dataset = teacher_of(crossed)
+    run_ = next(run_ for run_ in one.plan.runs if run_.name == "forest")
+    places = one.dataset.places(given=True)
+    again = assembly.frozen(run_, one.finished(run_), one.dataset.spec, torch.device("cpu"), places)
+    batches = list(one.dataset.split("train", given=True))
+    said_ = torch.cat([again.out_of_fold(batch).logits for batch in batches])
+    own = torch.cat([teacher.out_of_fold(batch).logits for batch in dataset.split("train")])
+    assert said_[:-20].equal(own)
+    assert said_[-20:].equal(torch.cat([teacher(batch).logits for batch in batches])[-20:])
+
+
+def test_a_tree_learns_from_a_transfer_set_what_its_teacher_says(tmp_path):
+    """Its thresholds part the samples of the transfer set as they did before they were moved."""
+    x = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", x=x)
+    option = f"dataset.transfer_set={{path: {tmp_path / 'more.npz'}}}"
+    dataset, runs = loaded(option)
+    index, labels, _ = shown(dataset, runs["soft"])
+    assert torch.equal(index, torch.arange(1317)) and (labels[1257:] == HIDDEN).all()
+    run(TEXT, tmp_path / "runs", option)
+    plain = tmp_path / "plain"
+    run(TEXT, plain)
+    same = {
+        m: of_method(tmp_path / "runs", m).manifest["files"]["weights.safetensors"] for m in ("alone", "soft")
+    }
+    assert same["alone"] == of_method(plain, "alone").manifest["files"]["weights.safetensors"]
+    assert same["soft"] != of_method(plain, "soft").manifest["files"]["weights.safetensors"]
+    likeness = of_method(tmp_path / "runs").manifest["likeness"]["train"]
+    assert likeness["agreement"] is not None
+    rules = json.loads((of_method(tmp_path / "runs").folder / "rules.json").read_text())
+    assert rules["samples"] == 1257, "of those whose class is known"
+
+
 @pytest.mark.parametrize("cache", ["true", "false"])
 def test_a_tree_is_never_shown_a_class_left_out(tmp_path, cache):
     options = (

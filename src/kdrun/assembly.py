@@ -173,10 +173,9 @@ def frozen(
     twins = [finished_network(run, spec, device).model for _ in states]
     for twin, state in zip(twins, states, strict=True):
         _give(twin, state, file)
-    heard = OutOfFold(
-        [Frozen(twin, network.view, device) for twin in twins],
-        torch.from_numpy(parts[FOLD][places]).to(device),
-    )
+    models_ = [Frozen(model, network.view, device) for model in (*twins, network.model)]
+    fold = np.append(parts[FOLD], np.int32(len(twins)))  # which is that of place -1, of which none has learnt
+    heard = OutOfFold(models_, torch.from_numpy(fold[places]).to(device))
     return CrossFitted(network.model, network.view, device, heard)
 
 

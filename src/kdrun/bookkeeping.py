@@ -225,10 +225,12 @@ class Seat:
 
     def _protocol(self, test_samples: int) -> dict[str, Any]:
         training, data, given = self.run.training, self.dataset.config, self.run.draw.given
+        known = self.dataset.places(given) >= 0
         return {
             "dataset": self.dataset.config.kind,
             "split": "test",
-            "train_samples": len(self.dataset.places(given)),
+            "train_samples": int(known.sum()),
+            "transfer_samples": int((~known).sum()) or None,
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),

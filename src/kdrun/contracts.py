@@ -443,6 +443,21 @@ def _as_name(value: object) -> object:
 ClassName = Annotated[str, BeforeValidator(_as_name, json_schema_input_type=int | str)]
 
 
+class TransferSet(Schema):
+    """Further samples, of which nobody knows a label, for students that learn from a teacher."""
+
+    root: Path | None = Field(default=None, strict=False)
+    """a folder of pictures, however deep they lie in it; what the folders are called says nothing"""
+    path: Path | None = Field(default=None, strict=False)
+    """a .npz file with `x`, or a .csv file with the columns of the data set; labels in it are not looked at"""
+
+    @model_validator(mode="after")
+    def _say_where(self) -> Self:
+        if (self.root is None) == (self.path is None):
+            raise ValueError("write `root: FOLDER` of pictures, or `path: FILE` of a .npz or .csv file")
+        return self
+
+
 class DatasetConfig(Schema):
     """Options that every data set has."""
 
@@ -453,6 +468,10 @@ class DatasetConfig(Schema):
     """share of the training set held out, stratified by class"""
     labels_per_class: int | None = Field(default=None, ge=1)
     """how many labels of each class the students see; the teachers see all"""
+    transfer_set: TransferSet | None = None
+    """further samples, of whatever class, for students with a teacher; no teacher is trained on them, and no label of
+    them is looked at: `{root: FOLDER}` of pictures, or `{path: FILE}`, a .npz with `x` or a .csv with the same columns
+    """
     leave_out: (
         Annotated[list[ClassName], Field(min_length=1), AfterValidator(lambda names: sorted(set(names)))]
         | None
@@ -573,7 +592,10 @@ class Dataset(Component, ABC):
 
     @abstractmethod
     def steps(self, draw: Draw) -> int:
-        """Batches an epoch; the same for all students' draws of one batch size, and known before loading."""
+        """Batches an epoch; the same for all draws of one batch size, of students or of teachers.
+
+        Known before loading.
+        """
 
     def training_samples(self, draw: Draw) -> int:
         """How many a draw is made of at most, known before loading."""
@@ -589,7 +611,10 @@ class Dataset(Component, ABC):
 
     @abstractmethod
     def split(self, name: Split, batch_size: int = 512, given: bool = False) -> Iterable[Batch]:
-        """The samples of a split in their order, not augmented, with all labels; with ``given``, the students'."""
+        """The samples of a split in their order, not augmented, with all labels; with ``given``, the students'.
+
+        Theirs are those of the training set and then those of a transfer set, whose labels nobody knows: ``HIDDEN``.
+        """
 
     @property
     def copied_views(self) -> Collection[str]:
@@ -619,7 +644,10 @@ class Dataset(Component, ABC):
         """
 
     def places(self, given: bool = False) -> np.ndarray:
-        """Where in the training set the samples stand that its teachers see, or its students (N,) int64."""
+        """Where in the training set the samples stand that its teachers see, or its students (N,) int64.
+
+        -1 for those of a transfer set.
+        """
         return np.arange(len(self.labels("train", given)))
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdrun.contracts import Batch, Predictor
+from kdrun.contracts import HIDDEN, Batch, Predictor
 from kdrun.statistics.scores import all_scores, divergence, ensemble, fitted_temperature
 
 WARM_UP, ROUNDS, FEW_ROUNDS = 5, 60, 7
@@ -68,9 +68,9 @@ class Likeness:
         self._divergence = 0.0
 
     def add(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> None:
-        """Logits (B, C) of both, and labels (B,)."""
+        """Logits (B, C) of both, and labels (B,), ``HIDDEN`` where nobody knows whether the teacher is wrong."""
         samples, alike = len(labels), student.argmax(axis=1) == teacher.argmax(axis=1)
-        wrong = teacher.argmax(axis=1) != labels
+        wrong = (teacher.argmax(axis=1) != labels) & (labels != HIDDEN)
         self._samples += samples
         self._alike += int(alike.sum())
         self._wrong += int(wrong.sum())

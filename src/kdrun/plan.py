@@ -25,9 +25,9 @@ RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
-STUDENTS_ALONE = {"labels_per_class", "leave_out"}
+STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set"}
 """Keys of a data set that decide nothing for a teacher."""
-LATER = {"leave_out"}
+LATER = {"leave_out", "transfer_set"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
 
 ROLES = ("teacher", "student")
@@ -367,7 +367,8 @@ def _student_run(
     teachers: dict[tuple[str, int], Run],
 ) -> Run:
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
-    few = config.experiment.dataset.labels_per_class is not None
+    asked = config.experiment.dataset
+    few = asked.labels_per_class is not None or asked.transfer_set is not None
     of_all = any(registry.LOSSES[loss.kind].learns_unlabelled for loss in method.losses)
     return _run(
         config,

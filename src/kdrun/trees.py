@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import get_args
 
 import numpy as np
@@ -184,7 +185,7 @@ def rules_of(network: Frozen, dataset: Dataset) -> bytes:
     """A tree as rules, as they are stored."""
     tree, units = network.model, dataset.units(network.view)
     assert isinstance(tree, Tree)
-    every = (batch for split in get_args(Split) for batch in dataset.split(split))
+    every = chain(dataset.split("train", given=True), *map(dataset.split, get_args(Split)))
     thresholds = tree.thresholds(units, (flat(batch, network.view) for batch in every))
     with torch.no_grad():
         leaves = [tree.leaves(batch.views[network.view].flatten(1)) for batch in dataset.split("train")]

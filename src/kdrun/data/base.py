@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from kdrun.contracts import HIDDEN, Batch, Dataset, DatasetConfig, Draw, Mix, Shelf, Spec, Split, Units
-from kdrun.data import augmentation, sampling
+from kdrun.data import augmentation, sampling, transfer
 from kdrun.data.augmentation import boxes
 from kdrun.data.inputs import CHUNK, Input, Pictures, Table, chunks, told_apart
 from kdrun.data.queries import asked_in, spreads_of, with_queries
 from kdrun.data.shades import BYTE
-from kdrun.data.sources import Inputs, Source, Streamed
+from kdrun.data.sources import Inputs, Joined, Source, contents
 from kdrun.data.views import View, ViewsConfig
 from kdrun.errors import DataError
 from kdrun.randomness import derive, generator
@@ -74,7 +74,7 @@ class Some(NamedTuple):
 class Part:
     """A split: rows (N,) of the source of each input, where they stand before any is left out, and their labels (N,).
 
-    Those that are seen in batches are ``given``.
+    Those that are seen in batches are ``given``; not all are ``known`` where samples of a transfer set follow.
     """
 
     sources: Mapping[str, Source]
@@ -82,6 +82,18 @@ class Part:
     places: Tensor
     labels: Tensor
     given: Tensor
+    known: bool = True
+
+    def followed_by(self, unlabelled: Part) -> Part:
+        """These samples and then others, which stand nowhere in the split and have no labels."""
+        return Part(
+            {name: Joined(own, unlabelled.sources[name]) for name, own in self.sources.items()},
+            torch.cat([self.rows, len(next(iter(self.sources.values()))) + unlabelled.rows]),
+            torch.cat([self.places, torch.full_like(unlabelled.places, -1)]),
+            torch.cat([self.labels, unlabelled.labels]),
+            torch.cat([self.given, unlabelled.labels]),
+            known=False,
+        )
 
     def only(self, kept: np.ndarray) -> Part:
         """The samples at some positions, with all labels given."""
@@ -131,7 +143,7 @@ class SampleSet(Dataset):
         self.config = config
         self.root = Path(os.path.expanduser(config.root))  # pathlib's raises where nobody is called so
         self.test_share = getattr(config, "test", None) or 0.0
-        self._parts: dict[bool, dict[Split, Part]] = {}
+        self._parts: dict[bool, dict[str, Part]] = {}
         """The splits as the teachers see them, and as they are given to the students."""
         if hasattr(type(self), "spec"):
             self._describe(self.spec)
@@ -139,7 +151,8 @@ class SampleSet(Dataset):
     def _describe(self, spec: Spec, columns: Sequence[str] = ()) -> None:
         """Take the spec, and the names of a table's columns if they are known; others are numbers until they are.
 
-        Raises ``DataError`` where nothing can be augmented, or a view is of what the samples do not have.
+        Raises ``DataError`` where nothing can be augmented, a view is of what the samples do not have, or the transfer
+        set does not fit.
         """
         self.classes = [str(label) for label in range(spec.classes)]
         self._default, self._shape = spec.default_view, spec.shapes[spec.default_view]
@@ -158,6 +171,7 @@ class SampleSet(Dataset):
             if known:
                 view.places(key, told_apart(columns))
         self.spec = replace(spec, shapes=shapes)
+        self._transfer = transfer.opened(self.config, [own.shape for own in self._inputs.values()])
         self._shown: Collection[str] = shapes.keys()
 
     def _ways_to_augment(self) -> dict[str, Augmented]:
@@ -208,6 +222,8 @@ class SampleSet(Dataset):
     def identity(self) -> dict[str, Any]:
         """The config without what does not decide the samples: where they lie and how they are scored."""
         written = self.config.model_dump(mode="json", exclude={"root", "metric", "views"})
+        if self._transfer is not None:
+            written["transfer_set"] = self._transfer.identity
         views = self.config.model_dump(mode="json", include={"views"}, exclude_defaults=True)
         return views | {
             key: augmentation.shortest(value) if key in ("augmentation", "strong_view") else value
@@ -232,6 +248,8 @@ class SampleSet(Dataset):
         self.device, self._shelf, self._say = device, shelf, say
         pieces = self._pieces(self.read())
         self._test_hash = self._hash(pieces["test"])
+        if self._transfer is not None:
+            pieces["transfer"] = self._unlabelled(self._transfer, pieces)
         sources = self._sources(pieces)
         self._reductions = {
             name: self._inputs[self._default].reduction(key, view)
@@ -240,9 +258,29 @@ class SampleSet(Dataset):
         parts = {name: self._part(sources[name], piece) for name, piece in pieces.items()}
         self._parts = {False: parts, True: self._as_given(parts)}
 
-    def _sources(self, pieces: Mapping[Split, Piece]) -> dict[Split, dict[str, Source]]:
+    def _unlabelled(self, transfer_set: transfer.Transfer, pieces: Mapping[str, Piece]) -> Piece:
+        """The transfer set; tells how many of its samples are tested, too."""
+        columns = self._inputs[self._default].columns
+        samples, count = transfer_set.read(columns, self.device, self._shelf, self._say), len(transfer_set)
+        own, tested = (pieces[split].inputs[self._default] for split in ("train", "test"))
+        kinds = {getattr(inputs, "dtype", np.uint8) == np.float32 for inputs in (samples, own)}
+        if self.pictures and len(kinds) > 1:
+            raise DataError(
+                f"dataset.{transfer.KEY}: of it and the training set one holds pictures of bytes and the other one of "
+                "floats; save both alike"
+            )
+        rows = np.arange(count)
+        both = chunks(samples, rows), chunks(tested, pieces["test"].rows)
+        if known := transfer.known_among(*both):
+            self._say(
+                f"{known:,} of the {count:,} samples of the transfer set are test samples, too: what learns from them "
+                "has seen what it is tested on; leave them out"
+            )
+        return Piece({self._default: samples}, rows, np.full(count, HIDDEN))
+
+    def _sources(self, pieces: Mapping[str, Piece]) -> dict[str, dict[str, Source]]:
         """Where the samples of each split come from, by input."""
-        found: dict[Split, dict[str, Source]] = {split: {} for split in pieces}
+        found: dict[str, dict[str, Source]] = {split: {} for split in pieces}
         train = pieces["train"]
         for name, own in self._inputs.items():
             unique = {id(piece.inputs[name]): piece.inputs[name] for piece in pieces.values()}
@@ -257,14 +295,14 @@ class SampleSet(Dataset):
         """What was read, by input."""
         return inputs if isinstance(inputs, Mapping) else {self._default: inputs}
 
-    def _pieces(self, raw: Raw) -> dict[Split, Piece]:
+    def _pieces(self, raw: Raw) -> dict[str, Piece]:
         """The splits; those that are drawn share their inputs."""
         seed, labels = self.config.seed, raw.train_labels
         assert len(labels) == self.samples and (raw.test is None) == (self.test_share > 0)
         rows, test = sampling.stratified(labels, self.test_share, seed, "test")
         kept, held = sampling.stratified(labels[rows], self.config.validation, seed, "validation")
         inputs = self._named(raw.train)
-        pieces: dict[Split, Piece] = {
+        pieces = {
             "train": Piece(inputs, rows[kept], labels[rows[kept]]),
             "validation": Piece(inputs, rows[held], labels[rows[held]]),
             "test": Piece(inputs, test, labels[test]),
@@ -278,10 +316,10 @@ class SampleSet(Dataset):
         labels = torch.from_numpy(piece.labels.astype(np.int64)).to(self.device)
         return Part(sources, torch.from_numpy(piece.rows), torch.arange(len(piece.rows)), labels, labels)
 
-    def _as_given(self, parts: dict[Split, Part]) -> dict[Split, Part]:
+    def _as_given(self, parts: dict[str, Part]) -> dict[str, Part]:
         """The splits as the students see them: without classes left out, with ``labels_per_class`` labels given.
 
-        Test samples are all there.
+        The transfer set follows the training set. Test samples are all there.
         """
         left_out = sampling.classes_called(self.config.leave_out or [], self.classes)
         given = dict(parts)
@@ -299,6 +337,8 @@ class SampleSet(Dataset):
             few = np.full_like(labels, HIDDEN)
             few[seen] = labels[seen]
             given["train"] = replace(given["train"], given=torch.from_numpy(few).to(self.device))
+        if "transfer" in parts:
+            given["train"] = given["train"].followed_by(parts["transfer"])
         return given
 
     def _hash(self, test: Piece) -> str:
@@ -314,12 +354,14 @@ class SampleSet(Dataset):
     # ------------------------------------------------------------------------------------------ batches
 
     def steps(self, draw: Draw) -> int:
-        """Batches an epoch, at least one; the same for all students' draws of one batch size, known before loading.
+        """Batches an epoch, at least one; the same for all draws of one batch size, of students or of teachers.
 
         They are as many where classes are left out: whoever sees fewer samples sees them more often.
         """
         left = self.samples - sampling.held_out(self.samples, self.test_share)
-        return sampling.steps(left - sampling.held_out(left, self.config.validation), draw.batch_size)
+        left -= sampling.held_out(left, self.config.validation)
+        further = len(self._transfer) if self._transfer is not None and draw.given else 0
+        return sampling.steps(left + further, draw.batch_size)
 
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The training batches of an epoch from step ``first`` on, augmented, on the device.
@@ -331,7 +373,7 @@ class SampleSet(Dataset):
         order = self._order(train, draw, epoch, first)
         number = epoch % self._copies if self._copies and draw.given else None
         fixed = {} if number is None else self._copy_drawn(number, len(train.rows))
-        all_seen = train.given is train.labels or draw.labelled_only
+        all_seen = (train.known and train.given is train.labels) or draw.labelled_only
         for step, some in enumerate(train.gather(order.flatten(), order.shape[1], train.given), start=first):
             views, mix = self._views(some, fixed, draw, "", epoch, step), None
             if draw.mixup or draw.cutmix:
@@ -401,7 +443,7 @@ class SampleSet(Dataset):
         for some in part.gather(torch.arange(len(part.rows)), batch_size, part.labels):
             seen = {name: own.seen(some.samples[name]) for name, own in self._inputs.items()}
             views = {view: seen[way.name] for view, way in self._augmented.items()}
-            yield self._with_parts(Batch(views, some.labels, some.positions, all_seen=True))
+            yield self._with_parts(Batch(views, some.labels, some.positions, all_seen=part.known))
 
     @property
     def copied_views(self) -> Collection[str]:
@@ -432,7 +474,9 @@ class SampleSet(Dataset):
                 )
                 for name, own in self._inputs.items()
             }
-            yield self._with_parts(Batch(views, some.labels, some.positions, copy=number, all_seen=True))
+            yield self._with_parts(
+                Batch(views, some.labels, some.positions, copy=number, all_seen=train.known)
+            )
 
     @property
     def _changed(self) -> bool:
@@ -473,7 +517,10 @@ class SampleSet(Dataset):
         return self._parts[given][name].given.cpu().numpy().copy()
 
     def places(self, given: bool = False) -> np.ndarray:
-        """Where in the training set the samples stand that its teachers see, or its students (N,) int64."""
+        """Where in the training set the samples stand that its teachers see, or its students (N,) int64.
+
+        -1 for those of a transfer set.
+        """
         return self._parts[given]["train"].places.numpy()
 
     def test_hash(self) -> str:
@@ -484,11 +531,8 @@ class SampleSet(Dataset):
         """SHA-256 of the training inputs as they are kept, or of what tells files apart that are read while used."""
         part, digest = self._parts[given]["train"], hashlib.sha256()
         for source in part.sources.values():
-            if isinstance(source, Streamed):
-                digest.update(source.stamp(part.rows).encode())
-                continue
-            for samples in source.gather(part.rows, CHUNK):
-                digest.update(samples.cpu().numpy().tobytes())
+            for told in contents(source, part.rows, CHUNK):
+                digest.update(told)
         return digest.hexdigest()
 
 

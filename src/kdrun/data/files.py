@@ -1,4 +1,4 @@
-"""The user's own samples: a folder of pictures, or arrays in a .npz or .csv file."""
+"""Files that samples are read from: pictures in folders, and arrays in .npz and .csv files."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TextIO
+from typing import TextIO
 
 import numpy as np
+import torch
 from PIL import Image
-from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag
 
-from kdrun.contracts import Spec
-from kdrun.data.augmentation import Augmentation, PictureConfig
-from kdrun.data.base import STRONG, TEST_SHARE, VIEW, Raw, SampleSet
-from kdrun.data.sources import Inputs
-from kdrun.data.views import Sides, ViewName, sides
-from kdrun.errors import DataError, StoreError, did_you_mean, printable, shown
+from kdrun.contracts import Shelf
+from kdrun.errors import DataError, StoreError, printable, shown
 from kdrun.machine import available_memory, raise_lack, return_freed_memory, told_size
 from kdrun.memory import room_for_data
-from kdrun.schema import form
 
 WORTH_KEEPING = 64_000_000
 """Bytes of decoded pictures that take seconds to decode; fewer are decoded anew by every command."""
@@ -45,26 +40,24 @@ LISTED = 10
 """How many broken files an error names before it only counts them."""
 LINE = 10_000_000
 """Characters of the longest line of a .csv file; a million columns have fewer."""
-COLUMNS = 1000
-"""Columns among which a name is looked for that is nearly right."""
 LARGE = 20_000_000
 """Pixels from which on pictures are decoded one at a time: a file of a few kB may hold nearly ten times as many."""
 _one_large = threading.Lock()
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What file managers leave in folders, apart from hidden files."""
-LABELS = "y"
-"""The array of a .npz file that holds them."""
 CHANNELS = {1, 3, 4}
 """Sizes by which the axis of the channels is known."""
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What pictures may be, as Pillow calls it: all that it decodes by itself. PostScript, for one, is a program."""
+MODES = {1: "L", 3: "RGB"}
+"""How Pillow calls pictures of so many channels."""
 
 
 # --------------------------------------------------------------------------------- a folder of pictures
 
 
-def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture file as RGB, uint8 (3, *size), resized to ``size`` (height, width) without keeping its ratio.
+def decode(path: Path, size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    """A picture file, RGB or grey, uint8 (channels, *size), resized to ``size`` (height, width), whatever its ratio.
 
     Bilinear, with antialiasing where it shrinks; of 16 bits of grey the upper 8 are kept; an animation's first
     picture is taken. Raises whatever Pillow raises for a broken file.
@@ -73,23 +66,24 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise ValueError("is not there, or no regular file")
     with Image.open(path, formats=_formats()) as image:
         if image.width * image.height <= LARGE:
-            return _resized(image, size)
+            return _resized(image, size, channels)
         with _one_large:
-            pixels = _resized(image, size)
+            pixels = _resized(image, size, channels)
             image.close()
             return_freed_memory()
         return pixels
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _resized(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
     """An open picture as ``decode`` gives it."""
     if image.mode == "F":
         raise ValueError("pictures of floating-point numbers have no known range")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    if image.mode != MODES[channels]:
+        image = image.convert(MODES[channels])
+    pixels = np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return pixels.reshape(*size, channels).transpose(2, 0, 1)
 
 
 @functools.cache
@@ -132,16 +126,16 @@ def each(paths: Sequence[Path], work: Callable[[int], object]) -> None:
 class PictureFiles:
     """Picture files, decoded when they are wanted; what worker processes are given."""
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int = 3) -> None:
+        self.paths, self.form = paths, (size, channels)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """A picture, uint8 (3, height, width); raises ``DataError`` where the file is broken."""
+        """A picture, uint8 (C, height, width); raises ``DataError`` where the file is broken."""
         try:
-            return decode(self.paths[position], self.size)
+            return decode(self.paths[position], *self.form)
         except Exception as error:
             raise_lack(error)
             raise DataError(printable(f"{self.paths[position]} can no longer be read: {error}")) from error
@@ -154,14 +148,15 @@ class PictureFiles:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all of them decoded, channels last: (N, height, width, 3)."""
-        return len(self), *self.size, 3
+        """Of all of them decoded, channels last: (N, height, width, C)."""
+        size, channels = self.form
+        return len(self), *size, channels
 
     def decode_into(self, pictures: np.ndarray) -> None:
         """Fill an array of their ``shape``, uint8; raises ``DataError`` with all broken files."""
 
         def place(position: int) -> None:
-            pictures[position] = decode(self.paths[position], self.size).transpose(1, 2, 0)
+            pictures[position] = decode(self.paths[position], *self.form).transpose(1, 2, 0)
 
         each(self.paths, place)
 
@@ -170,205 +165,102 @@ class PictureFiles:
 
         One pass at the start is little beside the hours after which a training would meet them.
         """
-        each(self.paths, lambda position: decode(self.paths[position], self.size))
+        each(self.paths, lambda position: decode(self.paths[position], *self.form))
 
 
-class ImageFolder(SampleSet):
-    """Pictures in a folder for each class; any size and mode, resized to one size and converted to RGB.
+def contents(paths: Sequence[Path], root: Path) -> str:
+    """SHA-256 of the files' places below ``root``, their sizes and what they hold.
 
-    `root` holds `train` and `test` (or `val`, where there is no `test`), each with a folder for each class; or
-    the classes' folders themselves, of which a test split is then drawn. Files may lie deeper inside a class's
-    folder; hidden ones are ignored. Normalised by the figures of ImageNet, which weights trained on it expect.
+    Of more than ``READ_WHOLE`` bytes it looks into ``LOOKED_INTO`` files, and only at how they begin.
     """
+    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    whole = sum(filter(None, sizes)) <= READ_WHOLE
+    every = 1 if whole else -(-len(paths) // LOOKED_INTO)
+    digest = hashlib.sha256()
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        digest.update(repr((path.relative_to(root).as_posix(), size)).encode())
+        if size and number % every == 0:
+            with contextlib.suppress(OSError), path.open("rb") as file:  # told where it is decoded
+                digest.update(file.read(-1 if whole else BEGINNING))
+    return digest.hexdigest()
 
-    class Config(PictureConfig):
-        """Options of `image-folder`."""
 
-        kind: Literal["image-folder"]
-        root: Path = Field(strict=False)
-        """the folder: `train` and `test` (or `val`) with a folder for each class, or those folders themselves"""
-        size: Sides = 64
-        """what pictures are resized to, in pixels: one number for squares, or [height, width]"""
-        test: float | None = Field(default=None, gt=0, lt=1)
-        """share drawn as the test split, stratified; 0.3 where nothing is said, and only for a folder without one"""
-        augmentation: Augmentation = "flip"
-        """as for every set of pictures; say `none` where left and right matter (text, digits, road signs)"""
+def decoded(
+    pictures: PictureFiles, root: Path, device: torch.device, shelf: Shelf | None, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """All pictures (N, height, width, C) of files below ``root``, or None for lack of room, after they were checked.
 
-    config: Config
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    In memory if they fit, else in a memory map on the shelf.
+    """
+    size = math.prod(pictures.shape)
+    fits = size <= room_for_data(device)
+    told = f"{len(pictures):,} pictures to {told_size(size)}"
+    kept = _kept(pictures, root, shelf, say, told) if size > WORTH_KEEPING or not fits else None
+    if kept is not None:
+        return np.asarray(kept) if fits else kept
+    if not fits:
+        say(f"checking {len(pictures):,} pictures, to be decoded while they are used")
+        pictures.check()
+        return None
+    if size > WORTH_KEEPING:
+        say(f"decoding {told} of memory")
+    found = np.empty(pictures.shape, np.uint8)
+    pictures.decode_into(found)
+    return found
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        train, test = self._folders()
-        classes = _class_folders(train)
-        if test is not None:
-            _demand_equal(classes, _class_folders(test), test)
-        self._size = sides(config.size)
-        self._describe(Spec({VIEW: (3, *self._size)}, len(classes)))
-        self.classes = [os.fsencode(name).decode(errors="replace") for name in classes]
-        self._train, self._train_labels = _list(train, classes)
-        self._test, self._test_labels = _list(test, classes) if test else ([], [])
-        self.samples = len(self._train)
-        self.test_share = 0.0 if test else config.test or TEST_SHARE
 
-    def _folders(self) -> tuple[Path, Path | None]:
-        """Where the classes' folders lie, and where those of the test split do."""
-        if not self.root.is_dir():
-            raise DataError(f"dataset.root: there is no folder {self.root}; write the folder of the pictures")
-        test = next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
-        if test is None or not (self.root / "train").is_dir():
-            return self.root, None
-        if self.config.test is not None:
-            raise DataError(
-                f"dataset.test: {self.root} has a test split of its own, {test.name}; leave `test` out"
-            )
-        return self.root / "train", test
-
-    def identity(self) -> dict[str, Any]:
-        """The config, and a hash of the pictures."""
-        return super().identity() | {"files": self._contents}
-
-    @functools.cached_property
-    def _contents(self) -> str:
-        """Of the pictures' places below ``root``, their sizes and what they hold.
-
-        Of more than ``READ_WHOLE`` bytes it looks into ``LOOKED_INTO`` files, and only at how they begin.
-        """
-        paths = sorted(self._train + self._test)
-        sizes = [path.stat().st_size if path.is_file() else None for path in paths]
-        whole = sum(filter(None, sizes)) <= READ_WHOLE
-        every = 1 if whole else -(-len(paths) // LOOKED_INTO)
-        digest = hashlib.sha256()
-        for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-            digest.update(repr((path.relative_to(self.root).as_posix(), size)).encode())
-            if size and number % every == 0:
-                with contextlib.suppress(OSError), path.open("rb") as file:  # told where it is decoded
-                    digest.update(file.read(-1 if whole else BEGINNING))
-        return digest.hexdigest()
-
-    def read(self) -> Raw:
-        """All pictures decoded where there is room for them, and otherwise checked, to be decoded while they are used.
-
-        In memory if they fit, else in a memory map on the shelf.
-        """
-        everything = PictureFiles(self._train + self._test, self._size)
-        count = len(self._train)
-        pictures = self._decoded(everything)
-        train: Inputs
-        test: Inputs
-        if pictures is None:
-            train, test = PictureFiles(self._train, self._size), PictureFiles(self._test, self._size)
-        else:
-            pictures = pictures.transpose(0, 3, 1, 2)
-            train, test = pictures[:count], pictures[count:]
-        own = (test, np.array(self._test_labels)) if self._test else ()
-        return Raw(train, np.array(self._train_labels), *own)
-
-    def _decoded(self, everything: PictureFiles) -> np.ndarray | None:
-        """All pictures (N, height, width, 3), a memory map where they do not fit memory; None for lack of room."""
-        size = math.prod(everything.shape)
-        fits = size <= room_for_data(self.device)
-        told = f"{len(everything):,} pictures to {told_size(size)}"
-        kept = self._kept(everything, told) if size > WORTH_KEEPING or not fits else None
-        if kept is not None:
-            return np.asarray(kept) if fits else kept
-        if not fits:
-            self._say(f"checking {len(everything):,} pictures, to be decoded while they are used")
-            everything.check()
-            return None
-        if size > WORTH_KEEPING:
-            self._say(f"decoding {told} of memory")
-        pictures = np.empty(everything.shape, np.uint8)
-        everything.decode_into(pictures)
-        return pictures
-
-    def _kept(self, everything: PictureFiles, told: str) -> np.ndarray | None:
-        """A memory map of the pictures on the shelf, made if need be; None where there is no shelf or no room on it."""
-        if self._shelf is None:
-            return None
-        key, shelf = self._key(everything), self._shelf
+def _kept(
+    pictures: PictureFiles, root: Path, shelf: Shelf | None, say: Callable[[str], None], told: str
+) -> np.ndarray | None:
+    """A memory map of the pictures on the shelf, made if need be; None where there is no shelf or no room on it."""
+    if shelf is None:
+        return None
+    key = _key(pictures, root)
+    found = shelf.find(key)
+    if found is None:
+        (height, width), _ = pictures.form
+        about = {
+            "what": f"{len(pictures):,} pictures of {height}×{width}",
+            "kind": "pictures",
+            "root": str(root.absolute()),
+            "size": [height, width],
+        }
+        try:
+            with shelf.make(key, {"pictures": (pictures.shape, "uint8")}, about) as arrays:
+                say(f"decoding {told} in {shelf.folder}, once")
+                pictures.decode_into(arrays["pictures"])
+        except StoreError as error:
+            say(f"decoded pictures are not kept: {error}")
         found = shelf.find(key)
-        if found is None:
-            height, width = self._size
-            about = {
-                "what": f"{len(everything):,} pictures of {height}×{width}",
-                "kind": "pictures",
-                "root": str(self.root.absolute()),
-                "size": [height, width],
-            }
-            try:
-                with shelf.make(key, {"pictures": (everything.shape, "uint8")}, about) as arrays:
-                    self._say(f"decoding {told} in {shelf.folder}, once")
-                    everything.decode_into(arrays["pictures"])
-            except StoreError as error:
-                self._say(f"decoded pictures are not kept: {error}")
-            found = shelf.find(key)
-        return None if found is None else found.arrays["pictures"]
-
-    def _key(self, everything: PictureFiles) -> str:
-        """The pictures' name on a shelf: a hash of their files' names, bytes and times, and of the size."""
-        digest = hashlib.sha256(repr((DECODED_AS, self._size)).encode())
-        for path in everything.paths:
-            known = path.stat() if path.exists() else None
-            file = known and (known.st_size, known.st_mtime_ns)
-            digest.update(repr((path.relative_to(self.root).as_posix(), file)).encode())
-        return f"pictures-{digest.hexdigest()[:32]}"
+    return None if found is None else found.arrays["pictures"]
 
 
-def _visible(name: str) -> bool:
+def _key(pictures: PictureFiles, root: Path) -> str:
+    """The pictures' name on a shelf: a hash of their files' names, bytes and times, and of their form."""
+    size, channels = pictures.form
+    digest = hashlib.sha256(repr((DECODED_AS, size, *[channels] * (channels != 3))).encode())
+    for path in pictures.paths:
+        known = path.stat() if path.exists() else None
+        file = known and (known.st_size, known.st_mtime_ns)
+        digest.update(repr((path.relative_to(root).as_posix(), file)).encode())
+    return f"pictures-{digest.hexdigest()[:32]}"
+
+
+def visible(name: str) -> bool:
+    """Whether a file or folder is none that is hidden, and none that a file manager left."""
     return not name.startswith(".") and name.lower() not in IGNORED
 
 
-def _class_folders(folder: Path) -> list[str]:
-    """The sorted names of the folders in a folder; raises ``DataError`` where they are fewer than two."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and _visible(entry.name))
-    except OSError as error:
-        raise _closed(error) from error
-    if len(names) < 2:
-        raise DataError(
-            f"dataset.root: {folder} has {len(names)} class folders ({', '.join(names) or 'none'}), and at least "
-            "two are needed; it must hold a folder for each class, or `train` and `test` folders that do"
-        )
-    return names
-
-
-def _demand_equal(train: list[str], test: list[str], folder: Path) -> None:
-    missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
-    if missing or extra:
-        told = [f"lacks {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
-        raise DataError(
-            f"dataset.root: {folder} has other classes than the training folder: it {' and '.join(told)}; "
-            "both need the same class folders"
-        )
-
-
-def _list(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    """The files of all classes in a fixed order, and their labels; raises ``DataError`` for an empty class."""
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(_files(folder / name))
-        if not found:
-            raise DataError(
-                f"dataset.root: {folder / name} holds no pictures; put some there or delete the folder"
-            )
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All visible files in a folder, however deep; links to folders are not followed."""
+def files_in(folder: Path, key: str) -> Iterator[Path]:
+    """All visible files in the folder of a config's key, however deep; links to folders are not followed."""
     folders = [folder]
     while folders:  # os.walk goes no deeper than Python's stack
         place = folders.pop()
         try:
             with os.scandir(place) as found:
-                entries = [entry for entry in found if _visible(entry.name)]
+                entries = [entry for entry in found if visible(entry.name)]
         except OSError as error:
-            raise _closed(error) from error
+            raise closed(error, key) from error
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(place / entry.name)
@@ -376,131 +268,22 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield place / entry.name
 
 
-def _closed(error: OSError) -> DataError:
+def closed(error: OSError, key: str) -> DataError:
     """What is said of a folder whose pictures would be missing without a word."""
     return DataError(
-        f"dataset.root: {error.filename}: cannot be read: {error.strerror}; mend its permissions"
+        f"dataset.{key}: {error.filename}: cannot be read: {error.strerror}; mend its permissions"
     )
 
 
 # ----------------------------------------------------------------------------------------------- arrays
 
 
-Shape = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
-Shapes = Annotated[
-    Annotated[Shape, Tag("many")] | Annotated[dict[str, Shape], Tag("one")], Discriminator(form)
-]
-
-
-def _each_another(names: list[str]) -> list[str]:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"'{name}' is there twice; write it once")
-        if name in (LABELS, STRONG):
-            what = "the labels are" if name == LABELS else "a `strong_view` is"
-            raise ValueError(f"'{name}' is what {what} called; give the array another name")
-    return names
-
-
-class Arrays(SampleSet):
-    """Samples in a .npz file (`x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`) or a .csv file.
-
-    `x` (N, F) is a table; (N, H, W), (N, C, H, W) or (N, H, W, C) are pictures: uint8, other whole numbers from 0
-    to 255, or floats from 0 to 1. `y` (N,) are whole numbers or strings; the classes are the sorted values. A .csv
-    file has a header, a column of labels, and numbers in all others. Nothing is unpickled.
-
-    A .npz file may hold several arrays of the same samples, each a table or pictures: with `inputs: [photo, sensor]`
-    they stand in the place of `x` (`photo`, or `photo_train` and `photo_test`, …), and a model says which it sees, as
-    `view: sensor`. Pictures of all of them are augmented alike.
-    """
-
-    class Config(PictureConfig):
-        """Options of `arrays`."""
-
-        kind: Literal["arrays"]
-        path: Path = Field(strict=False)
-        """the .npz or .csv file; a relative path is looked for in the folder where kdrun is run"""
-        label: str = "label"
-        """the column of the labels in a .csv file"""
-        inputs: Annotated[list[ViewName], Field(min_length=1), AfterValidator(_each_another)] | None = None
-        """of a .npz file with several arrays of the same samples: their names, that of the default view first"""
-        shape: Shapes | None = None
-        """[channels, height, width]: rows are pictures written flat, or which axis of `x` is which; where there are
-        `inputs` by name, `{photo: [3, 32, 32]}`"""
-        test: float | None = Field(default=None, gt=0, lt=1)
-        """share drawn as the test split, stratified; 0.3 where nothing is said, and only for a file without one"""
-
-    config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._path = Path(os.path.expanduser(config.path))
-        if not self._path.is_file():
-            raise DataError(
-                f"dataset.path: there is no file {self._path}; write the path of a .npz or .csv file"
-            )
-        readers = {".npz": _read_npz, ".csv": _read_csv}
-        if self._path.suffix.lower() not in readers:
-            raise DataError(
-                f"dataset.path: {self._path} is neither a .npz nor a .csv file; write one of these"
-            )
-        parts, columns = readers[self._path.suffix.lower()](self._path, config)
-        if len(parts) == 2 and config.test is not None:
-            raise DataError(f"dataset.test: {self._path} has a test part of its own; leave `test` out")
-        written = _shapes(config, parts[0].inputs.keys())
-        inputs = {
-            view: _inputs([part.inputs[name] for part in parts], name, self._path, written.get(name))
-            for view, name in zip(config.inputs or [VIEW], parts[0].inputs, strict=True)
-        }
-        classes, labels = _labels([part.labels for part in parts], self._path)
-        shapes = {view: tuple(train.shape[1:]) for view, (train, *_) in inputs.items()}
-        self._describe(Spec(shapes, len(classes)), columns)
-        self.classes = classes
-        by_part = [dict(zip(inputs, of_part, strict=True)) for of_part in zip(*inputs.values(), strict=True)]
-        self._raw = Raw(by_part[0], labels[0], *((by_part[1], labels[1]) if len(parts) == 2 else ()))
-        self.samples = len(labels[0])
-        self.test_share = 0.0 if len(parts) == 2 else config.test or TEST_SHARE
-
-    def identity(self) -> dict[str, Any]:
-        """The config without the path, and the file's hash."""
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        identity = super().identity() | {"sha256": digest}
-        left_out = {"path"} if self.config.inputs else {"path", "inputs"}
-        return {key: value for key, value in identity.items() if key not in left_out}
-
-    def read(self) -> Raw:
-        """What was read when the set was made."""
-        return self._raw
-
-
-def _shapes(config: Arrays.Config, names: Collection[str]) -> dict[str, list[int]]:
-    """The shapes that are written of pictures, by the array's name."""
-    if isinstance(config.shape, list):
-        if config.inputs:
-            raise DataError(
-                f"dataset.shape: which input is of it? write `{{{config.inputs[0]}: {config.shape}}}`"
-            )
-        return {"x": config.shape}
-    for name in config.shape or {}:
-        if name not in names:
-            raise DataError(f"dataset.shape: there is no input '{shown(name)}'; {did_you_mean(name, names)}")
-    return config.shape or {}
-
-
-class Read(NamedTuple):
-    """A part of a file: arrays (N, …) by name, and the labels (N,)."""
-
-    inputs: dict[str, np.ndarray]
-    labels: np.ndarray
-
-
-def _read_npz(path: Path, config: Any) -> tuple[list[Read], list[str]]:
-    """The training part, and the test part if there is one, and no names of columns."""
+def archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; raises ``DataError`` where it cannot be read, or holds what would be unpickled."""
     try:
         _demand_modest(path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with np.load(path, allow_pickle=False) as opened:
+            return {name: opened[name] for name in opened.files}
     except DataError:
         raise
     except Exception as error:  # a damaged file fails in any way
@@ -510,33 +293,9 @@ def _read_npz(path: Path, config: Any) -> tuple[list[Read], list[str]]:
         raise DataError(
             f"{path}: cannot be read as .npz: {shown(reason, 200)}; write it by numpy.savez(FILE, x=…, y=…)"
         ) from error
-    names = [*(config.inputs or ["x"]), LABELS]
-    for endings in ([""], ["_train", "_test"]):
-        if all(name + ending in arrays for name in names for ending in endings):
-            return [_part(arrays, names, ending, path) for ending in endings], []
-    key = "dataset.inputs: " if config.inputs else ""
-    there = {name.removesuffix("_train").removesuffix("_test") for name in arrays}
-    near = [
-        f"; for '{name}', {found}"
-        for name in names
-        if name not in there and (found := did_you_mean(name, there, list_all=False))
-    ]
-    pairs = [f"{name}_{part}" for part in ("train", "test") for name in names]
-    raise DataError(
-        f"{key}{path}: holds {_some(arrays) or 'nothing'}; it must hold {', '.join(names[:-1])} and {LABELS}, or "
-        f"{', '.join(pairs)}{''.join(near)}"
-    )
 
 
-def _part(arrays: Mapping[str, np.ndarray], names: Sequence[str], ending: str, path: Path) -> Read:
-    """What has names that end so; the last are the labels'."""
-    *inputs, labels = (arrays[name + ending] for name in names)
-    for name, x in zip(names, inputs, strict=False):
-        _demand_rows(x, labels, name + ending, path)
-    return Read(dict(zip(names, inputs, strict=False)), labels)
-
-
-def _some(names: Collection[object]) -> str:
+def some(names: Collection[object]) -> str:
     """The first of some names, and how many more there are."""
     more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return ", ".join([*(shown(name) for name in islice(names, LISTED)), *more])
@@ -565,22 +324,20 @@ def _demand_modest(path: Path) -> None:
                     )
 
 
-def _demand_rows(x: np.ndarray, y: np.ndarray, name: str, path: Path) -> None:
-    if x.ndim < 2 or x.size == 0 or y.shape not in ((len(x),), (len(x), 1)):
-        raise DataError(
-            f"{path}: {name} is {x.shape} and its labels are {y.shape}; write (N, …) samples and (N,) labels"
-        )
-
-
-def _read_csv(path: Path, config: Any) -> tuple[list[Read], list[str]]:
-    """All rows as one part, and the names of the columns without the labels'."""
-    if config.inputs:
-        raise DataError(
-            "dataset.inputs: a .csv file holds one table; leave it out, or write `views` of some columns"
-        )
+def rows_of_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The header of a .csv file, and each row of it that is not empty, with their places; raises ``DataError``."""
     with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(_lines(file, path))
         try:
-            return _parse_csv(csv.reader(_lines(file, path)), path, config.label)
+            header = [name.strip() for name in next(lines, [])]
+            yield f"{path}:1", header
+            for cells in filter(None, lines):
+                where = f"{path}:{lines.line_num}"
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{where}: {len(cells)} cells, but the header has {len(header)}; mend the line"
+                    )
+                yield where, cells
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: is not a .csv file in UTF-8: {error}; save it as one") from error
 
@@ -593,33 +350,7 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _parse_csv(lines: Any, path: Path, label: str) -> tuple[list[Read], list[str]]:
-    header = [name.strip() for name in next(lines, [])]
-    if label not in header:
-        known = did_you_mean(label, map(shown, header[:COLUMNS]), list_all=len(header) <= 20)
-        raise DataError(
-            f"{path}:1: there is no column '{label}' for the labels; write `label: COLUMN`; {known}"
-        )
-    at = header.index(label)
-    columns = header[:at] + header[at + 1 :]
-    rows, labels = [], []
-    for cells in lines:
-        if not cells:
-            continue
-        where = f"{path}:{lines.line_num}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}; mend the line")
-        label_cell = cells.pop(at).strip()
-        if not label_cell:
-            raise DataError(f"{where}: the label is missing; fill it in or delete the line")
-        labels.append(label_cell)
-        rows.append(_numbers(cells, columns, where))
-    if not rows or not columns:
-        raise DataError(f"{path}: holds no samples; it needs a header and rows of numbers and a label")
-    return [Read({"x": np.stack(rows)}, np.array(labels))], columns
-
-
-def _numbers(cells: list[str], columns: list[str], where: str) -> np.ndarray:
+def numbers(cells: list[str], columns: list[str], where: str) -> np.ndarray:
     """A row of finite numbers; raises ``DataError`` with the first cell that is none."""
     try:
         row = np.array([float(cell) for cell in cells])
@@ -641,19 +372,8 @@ def _finite(cell: str) -> bool:
         return False
 
 
-def _inputs(parts: Sequence[np.ndarray], name: str, path: Path, shape: list[int] | None) -> list[np.ndarray]:
-    """An input of each part of a file: tables (N, F) float64, or pictures (N, C, H, W), uint8 or float32 in [0, 1]."""
-    found = [_input(x, name, path, shape) for x in parts]
-    train, test = found[0], found[-1]
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-        raise DataError(
-            f"{path}: {name}_train {train.shape} {train.dtype} and {name}_test {test.shape} {test.dtype} are of "
-            "different kinds; save both alike"
-        )
-    return found
-
-
-def _input(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.ndarray:
+def as_inputs(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.ndarray:
+    """What a file calls so: a table (N, F) float64, or pictures (N, C, H, W), uint8 or float32 in [0, 1]."""
     if x.dtype.kind not in "biuf":
         raise DataError(f"{path}: {name} holds {x.dtype}, not numbers; save it as uint8 or float32")
     if not np.isfinite(x).all():
@@ -667,12 +387,9 @@ def _input(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.
 def _channels_first(x: np.ndarray, name: str, path: Path, shape: list[int] | None) -> np.ndarray:
     """Pictures (N, C, H, W): by ``shape`` where it is given, else by the axis that can be the channels'."""
     if shape is not None:
-        channels, height, width = shape
-        if x.shape[1:] in ((math.prod(shape),), tuple(shape)) or (1, *x.shape[1:]) == tuple(shape):
-            return x.reshape(-1, *shape)
-        if x.shape[1:] == (height, width, channels):
-            return x.transpose(0, 3, 1, 2)
-        raise DataError(f"dataset.shape: samples of shape {list(x.shape[1:])} cannot be read as {shape}")
+        if (read := of_shape(x, shape)) is None:
+            raise DataError(f"dataset.shape: samples of shape {list(x.shape[1:])} cannot be read as {shape}")
+        return read
     if x.ndim == 3:
         return x[:, None]
     first, last = x.ndim == 4 and x.shape[1] in CHANNELS, x.ndim == 4 and x.shape[-1] in CHANNELS
@@ -682,6 +399,14 @@ def _channels_first(x: np.ndarray, name: str, path: Path, shape: list[int] | Non
             f"{'[channels, height, width]' if name == 'x' else f'{{{name}: [channels, height, width]}}'}"
         )
     return x if first else x.transpose(0, 3, 1, 2)
+
+
+def of_shape(x: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """Samples as pictures (N, C, H, W) of a ``shape``, however their axes lie; None where that cannot be."""
+    channels, height, width = shape
+    if x.shape[1:] in ((math.prod(shape),), tuple(shape)) or (1, *x.shape[1:]) == tuple(shape):
+        return x.reshape(-1, *shape)
+    return x.transpose(0, 3, 1, 2) if x.shape[1:] == (height, width, channels) else None
 
 
 def _unit_or_bytes(x: np.ndarray, name: str, path: Path) -> np.ndarray:
@@ -696,30 +421,3 @@ def _unit_or_bytes(x: np.ndarray, name: str, path: Path) -> np.ndarray:
         f"{path}: the pictures of {name} hold values from {low:g} to {high:g}; save them as whole numbers from 0 to "
         "255 or as floats from 0 to 1"
     )
-
-
-def _labels(given: list[np.ndarray], path: Path) -> tuple[list[str], list[np.ndarray]]:
-    """The classes' names, sorted, and the labels of each part as positions in them.
-
-    Whole numbers that stand as text are sorted as numbers. Raises ``DataError`` where labels are no classes, or
-    the test part has some that the training part lacks.
-    """
-    flat = [labels.ravel() for labels in given]
-    if any(labels.dtype.kind not in "biuU" for labels in flat):
-        raise DataError(
-            f"{path}: the labels are {flat[0].dtype}; save whole numbers or strings, one for each class"
-        )
-    if any(labels.dtype.kind == "U" for labels in flat):
-        flat = [labels.astype(str) for labels in flat]
-        with contextlib.suppress(ValueError):
-            flat = [labels.astype(np.int64) for labels in flat]
-    values = np.unique(flat[0])
-    if len(values) < 2:
-        raise DataError(f"{path}: all labels are {shown(values[0])}; at least two classes are needed")
-    unseen = np.setdiff1d(flat[-1], values)
-    if len(unseen):
-        raise DataError(
-            f"{path}: the test part has the classes {_some(unseen)} which no training "
-            "sample has; leave them out, or bring samples of them"
-        )
-    return [str(value) for value in values], [np.searchsorted(values, labels) for labels in flat]

@@ -51,7 +51,9 @@ Inputs = np.ndarray | Pictures
 class Source(Protocol):
     """Samples that can be asked for by the batch."""
 
-    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: Tensor, size: int | list[int]) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time, on the device."""
         ...
 
@@ -67,6 +69,9 @@ class Stored:
         """How many numbers all samples are together."""
         return self._samples.numel()
 
+    def __len__(self) -> int:
+        return len(self._samples)
+
     def change(self, how: Callable[[Tensor], Tensor], size: int) -> None:
         """Keep the samples as ``how`` makes them, ``size`` at a time: float32 of the same shapes."""
         changed = torch.empty_like(self._samples, dtype=torch.float32)
@@ -74,7 +79,7 @@ class Stored:
             part.copy_(how(samples))
         self._samples = changed
 
-    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+    def gather(self, rows: Tensor, size: int | list[int]) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time."""
         return (self._samples.index_select(0, some) for some in rows.to(self._samples.device).split(size))
 
@@ -85,7 +90,10 @@ class Mapped:
     def __init__(self, samples: np.memmap, device: torch.device) -> None:
         self._file, self._samples, self._device = samples.filename, np.asarray(samples), device
 
-    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def gather(self, rows: Tensor, size: int | list[int]) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time.
 
         Raises ``DataError`` where the file can no longer be read. The threads end with the iterator.
@@ -121,11 +129,14 @@ class Streamed:
     def __init__(self, pictures: Pictures, device: torch.device) -> None:
         self._files, self._pictures, self._device = pictures, _ChannelsLast(pictures), device
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def stamp(self, rows: Tensor) -> str:
         """What tells the samples at some positions (N,) from others, without decoding them."""
         return "\n".join(self._files.stamp(row) for row in rows.tolist())
 
-    def gather(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+    def gather(self, rows: Tensor, size: int | list[int]) -> Iterator[Tensor]:
         """The samples at some positions (N,), ``size`` at a time.
 
         Raises ``DataError`` where a file has vanished or changed since it was checked. The workers end with the
@@ -188,6 +199,46 @@ class _ChannelsLast:
 
     def __getitem__(self, position: int) -> np.ndarray:
         return self._pictures[position].transpose(1, 2, 0)
+
+
+class Joined:
+    """Samples of several sources, one after the other."""
+
+    def __init__(self, *sources: Source) -> None:
+        self.sources = sources
+        self._ends = torch.tensor([len(one) for one in sources]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def of(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The number of the source (N,) of each of the samples at some positions (N,), and of each source its own."""
+        number = torch.bucketize(rows, self._ends, right=True)
+        begins = [0, *self._ends.tolist()]
+        return number, [rows[number == place] - begins[place] for place in range(len(self.sources))]
+
+    def gather(self, rows: Tensor, size: int | list[int]) -> Iterator[Tensor]:
+        """The samples at some positions (N,), ``size`` at a time."""
+        number, own = self.of(rows)
+        batches = number.split(size)
+        streams = [
+            one.gather(of, [count for batch in batches if (count := int((batch == place).sum()))])
+            for place, (one, of) in enumerate(zip(self.sources, own, strict=True))
+        ]
+        for batch in batches:
+            samples = torch.cat([next(streams[place]) for place in batch.unique().tolist()])
+            yield samples[batch.argsort(stable=True).argsort().to(samples.device)]
+
+
+def contents(samples: Source, rows: Tensor, size: int) -> Iterator[bytes]:
+    """What tells the samples at some positions (N,) from others: the samples, ``size`` at a time, or their stamps."""
+    if isinstance(samples, Streamed):
+        yield samples.stamp(rows).encode()
+    elif isinstance(samples, Joined):
+        for one, own in zip(samples.sources, samples.of(rows)[1], strict=True):
+            yield from contents(one, own, size)
+    else:
+        yield from (some.cpu().numpy().tobytes() for some in samples.gather(rows, size))
 
 
 def source(inputs: Inputs, device: torch.device) -> Source:

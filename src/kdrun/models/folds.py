@@ -19,7 +19,8 @@ class OutOfFold:
     """What a cross-fitted teacher says of training samples, of each by a model that did not see it; a ``Teacher``.
 
     ``fold`` (N,) is the fold of each training sample that its pupils see, and the model of its place in ``models``
-    learnt from all others. A query belongs to the fold of the sample it was made of.
+    learnt from all others. A query belongs to the fold of the sample it was made of, and to that of the last model what
+    none of them learnt from.
     """
 
     arithmetic: Arithmetic = "fp32"

@@ -19,6 +19,7 @@ PROTOCOL = {
     "input": "input {}",
     "train_samples": "{} training samples",
     "labels_per_class": "{} labels a class",
+    "transfer_samples": "{} transfer samples",
     "left_out": "left out: {}",
     "epochs": "{} epochs",
     "selection": "{} weights",

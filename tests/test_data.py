@@ -342,7 +342,8 @@ def test_wrong_classes_to_leave_out_are_told():
         assembly.open_dataset(checked(text.replace("LEFT", "[setosa, versicolor, virginica]")))
     config = checked(text.replace("LEFT", "[tulip]"))
     with pytest.raises(ConfigError, match=r":1:34: dataset\.leave_out: the data set has no class 'tulip'"):
-        assembly.load(config, assembly.open_dataset(config), CPU, None, Console(quiet=True))
+        dataset = assembly.open_dataset(config)
+        assembly.load(plan(config, dataset), dataset, CPU, None, Console(quiet=True))
 
 
 # ----------------------------------------------------------------------------------------------- order
@@ -1613,7 +1614,7 @@ def test_students_see_the_transfer_set_after_the_training_set_and_teachers_do_no
     assert dataset.steps(teacher) == plain.steps(teacher) == 3
     assert all_same(dataset.batches(teacher, 2), plain.batches(teacher, 2))
     own, labels = whole(plain, "train")
-    mean, scale = dataset._standard
+    mean, scale = dataset._inputs[VIEW]._standard
     views = torch.cat([b.views[VIEW] for b in dataset.split("train", 4, given=True)])
     assert views.equal(torch.cat([own, torch.from_numpy(((TABLE - mean) * scale).astype(np.float32))]))
     assert dataset.labels("train", True).tolist() == labels.tolist() + [HIDDEN] * 9
@@ -1659,7 +1660,7 @@ def test_the_columns_of_a_transfer_set_are_known_by_their_names(own_table, tmp_p
     file = rows_file(tmp_path / "iris.csv", names=bunch.feature_names[::-1])
     given_ = loaded("iris", transfer_set={"path": file})
     x = torch.cat([b.views[VIEW] for b in given_.split("train", given=True)])[105:]
-    mean, scale = given_._standard
+    mean, scale = given_._inputs[VIEW]._standard
     assert x.equal(torch.from_numpy(((TABLE[:, ::-1] - mean) * scale).astype(np.float32)))
 
 
@@ -1724,7 +1725,7 @@ def test_pictures_of_a_transfer_folder_take_the_form_of_the_set(folder):
     for shape in ([3, 6, 5], [1, 6, 5]):
         options = {"kind": "synthetic", "shape": shape, "classes": 4, "samples": 40, "test_samples": 8}
         dataset = loaded(**options, transfer_set={"root": str(folder)})
-        mean, std = dataset._normaliser
+        mean, std = dataset._inputs[VIEW].normaliser
         views = torch.cat([b.views[VIEW] for b in dataset.split("train", given=True)])[40:]
         shades = (views * std + mean) * 255
         expected = [0, 40, *range(0, 161, 40), 5, 35, *range(5, 126, 30)]
@@ -1771,7 +1772,7 @@ def test_test_samples_in_a_transfer_set_are_counted(own_table, tmp_path, folder)
 
     x = np.loadtxt(own_table["path"], delimiter=",", skiprows=1)[:, :4]
     plain = with_transfer(own_table)
-    mean, scale = plain._standard
+    mean, scale = plain._inputs[VIEW]._standard
     tested = torch.cat([b.views[VIEW] for b in plain.split("test")]).numpy()
     of_test = [row for row in x if (((row - mean) * scale).astype(np.float32) == tested).all(axis=1).any()]
     file = rows_file(tmp_path / "more.csv", np.concatenate([TABLE, of_test[:4]]))

@@ -260,7 +260,7 @@ def test_an_ensemble_is_scored_by_the_mean_of_its_members(finished):
 
 def test_fitted_weights_are_those_that_explain_the_validation_labels(finished):
     setup = experiment(TEXT, finished)
-    assembly.load(setup.config, setup.dataset, setup.device, setup.store.shelf, setup.console)
+    assembly.load(setup.plan, setup.dataset, setup.device, setup.store.shelf, setup.console)
     explained = []
     for name in ("small", "big"):
         [own] = [one for one in setup.plan.runs if (one.role, one.name) == ("teacher", name)]
@@ -317,7 +317,7 @@ def test_nothing_is_made_twice_and_names_decide_nothing(finished):
 
 def test_what_is_stored_says_the_same(finished):
     setup = experiment(TEXT, finished)
-    assembly.load(setup.config, setup.dataset, setup.device, setup.store.shelf, setup.console)
+    assembly.load(setup.plan, setup.dataset, setup.device, setup.store.shelf, setup.console)
     for name in ("all", "vote", "cascade"):
         [own] = [one for one in setup.plan.runs if (one.role, one.name) == ("teacher", name)]
         network = assembly.frozen(own, setup.finished(own), setup.dataset.spec, setup.device)
@@ -474,7 +474,7 @@ def test_a_loss_on_stages_is_refused_in_words(tmp_path):
 
 def test_a_pause_is_kept_while_members_are_asked(finished):
     setup = experiment(TEXT, finished)
-    assembly.load(setup.config, setup.dataset, setup.device, setup.store.shelf, setup.console)
+    assembly.load(setup.plan, setup.dataset, setup.device, setup.store.shelf, setup.console)
     [own] = [one for one in setup.plan.runs if (one.role, one.name) == ("teacher", "cascade")]
     spec, device = setup.dataset.spec, setup.device
     teachers = {one: assembly.frozen(one, setup.finished(one), spec, device) for one in own.teachers.values()}

@@ -37,6 +37,7 @@ NOT_THE_SAMPLES = {
     "validation",
     "labels_per_class",
     "leave_out",
+    "transfer_set",
     "augmentation",
     "strong_view",
     "views",

@@ -385,6 +385,40 @@ def test_few_labels_are_drawn_pass_after_pass(labelled, size, per_epoch, seed, f
     assert sampling.stream_order(rows, draw, 3, per_epoch, first).equal(epochs[3][first:])
 
 
+@given(
+    labelled=st.integers(1, 12),
+    others=st.integers(1, 30),
+    size=st.integers(2, 15),
+    share=st.floats(0.01, 0.99),
+    first=st.integers(0, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_share_of_each_batch_is_labelled(labelled, others, size, share, first):
+    rows = torch.arange(labelled) * 2, torch.arange(others) * 2 + 1
+    draw = Draw(1, size, labelled_share=share)
+    epochs = [sampling.shared_order(*rows, draw, epoch, 4) for epoch in range(6)]
+    size = min(size, labelled + others)
+    assert all(order.shape == (4, size) for order in epochs), "every batch is full"
+    [known] = {int((batch % 2 == 0).sum()) for order in epochs for batch in order}
+    assert known == min(max(1, round(share * size), size - others), labelled, size - 1)
+    for place, of in enumerate(rows):
+        stream = torch.cat(epochs).flatten()
+        counts = torch.bincount(stream[stream % 2 == place], minlength=int(of[-1]) + 1)[of]
+        assert counts.max() - counts.min() <= 1, "each equally often"
+    assert sampling.shared_order(*rows, draw, 3, 4, first).equal(epochs[3][first:])
+
+
+def test_a_share_of_labels_is_left_to_chance_where_nothing_is_said_and_where_all_are_labelled():
+    few, all_ = small(labels_per_class=2), small()
+    counts = [
+        [int((b.labels >= 0).sum()) for b in few.batches(Draw(3, 8, labelled_share=s), 0)]
+        for s in (None, 0.5)
+    ]
+    assert len(set(counts[0])) > 1 and counts[1] == [4] * 5
+    plain, shared = ([*all_.batches(Draw(3, 8, labelled_share=s), 0)] for s in (None, 0.5))
+    assert all(same(a, b) for a, b in zip(plain, shared, strict=True))
+
+
 def test_passes_differ():
     rows = torch.arange(30)
     order = sampling.stream_order(rows, Draw(0, 30, labelled_only=True), 0, 4)
@@ -1811,6 +1845,12 @@ def test_a_teacher_serves_students_with_and_without_a_transfer_set(tmp_path):
         config = checked(text, *overrides)
         return plan(config, assembly.open_dataset(config)).runs
 
+    shared = planned("dataset.labels_per_class=3", "training.labelled_share=0.5")
+    for before, after in zip(planned("dataset.labels_per_class=3"), shared, strict=True):
+        taught = after.role == "student" and bool(after.teachers)
+        assert (before.fingerprint == after.fingerprint) != taught, before.title
+        assert after.draw.labelled_share == (0.5 if taught else None)
+        assert "labelled_share" not in before.inputs["training"]
     more = f"dataset.transfer_set={{path: {tmp_path / 'more.csv'}}}"
     for before, after in zip(planned(), planned(more), strict=True):
         assert (before.fingerprint == after.fingerprint) == (before.role == "teacher"), before.title

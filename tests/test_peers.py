@@ -316,3 +316,54 @@ def test_exits_learn_the_labels_as_smoothly_as_the_student():
     made, *_ = students(TABLE, "methods=[be-your-own-teacher]", "training.label_smoothing=0.2")
     (loss,) = made["be-your-own-teacher"].objective.named["exits"].losses
     assert loss.labels.config.label_smoothing == 0.2
+
+
+# --------------------------------------------------------------------------------- few labels in a batch
+
+SHARED = """
+name: shared
+dataset: {kind: digits, labels_per_class: 5}
+seeds: [0]
+training: {epochs: 2, batch_size: 64}
+teacher: {model: {kind: mlp}}
+student: {model: {kind: mlp, hidden: [16]}}
+methods: [mean-teacher, {name: even, use: mean-teacher, training: {labelled_share: 0.5}}]
+"""
+
+
+def test_a_student_that_learns_from_unlabelled_samples_is_given_its_share_of_labels():
+    made, _, dataset, _ = students(SHARED)
+    counts = {}
+    for method in ("alone", "mean-teacher", "even"):
+        batches = dataset.batches(made[method].draw, 0)
+        counts[method] = [int((batch.labels >= 0).sum()) for batch in batches]
+    assert set(counts["alone"]) == {50} and set(counts["even"]) == {32}
+    assert max(counts["mean-teacher"]) < 16
+
+
+NOT_SHARED = {
+    "training": ["training.labelled_share=0.5", "dataset={kind: digits}"],
+    "students.student.training": [
+        "student.training={labelled_share: 0.5}",
+        "dataset={kind: digits}",
+    ],
+    "methods.even.training": ["dataset={kind: digits}"],
+}
+
+
+@pytest.mark.parametrize(("place", "options"), NOT_SHARED.items(), ids=NOT_SHARED)
+def test_a_share_of_labels_is_refused_where_all_samples_have_one(place, options):
+    assert (
+        f"{place}: all samples have a label, so `labelled_share` says nothing; remove it, or add"
+        in problems(SHARED, *options)
+    )
+
+
+def test_a_share_of_labels_is_refused_where_nothing_else_is_seen():
+    told = problems(SHARED, "methods.even={name: even, use: ce, training: {labelled_share: 0.5}}")
+    assert (
+        "methods.even.training: this method learns from labelled samples only, so `labelled_share` says"
+        in told
+    )
+    told = problems(SHARED, "teacher.training={labelled_share: 0.5}")
+    assert "teacher.training: a teacher sees all labels, so `labelled_share` says nothing; remove it" in told

@@ -510,7 +510,8 @@ class Draw:
     """How batches are drawn for a group: equal draws give equal batches.
 
     ``labels`` says whose samples and labels are seen: all of the training set, or what is given to the students.
-    ``labelled_only`` draws from the labelled samples only. ``mixup`` and ``cutmix`` are the α of their Beta
+    ``labelled_only`` draws from the labelled samples only, ``labelled_share`` is theirs in each batch where it is not
+    left to chance. ``mixup`` and ``cutmix`` are the α of their Beta
     distributions, 0 for none; with both, each batch is mixed in one of the two ways. Batches have their share
     of ``queries``. ``purpose`` keeps the orders of teachers and students apart.
     """
@@ -519,6 +520,7 @@ class Draw:
     batch_size: int
     labels: Literal["all", "given"] = "given"
     labelled_only: bool = False
+    labelled_share: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     queries: Queries | None = None

@@ -95,6 +95,9 @@ class Recipe(Schema):
     """α of cutmix's Beta distribution; 0 for none; with both, each batch is mixed in one of the two ways"""
     queries: Queries | None = None
     """further samples, of which only the teachers say what they are: training samples with noise, or mixed"""
+    labelled_share: float | None = Field(default=None, gt=0, lt=1)
+    """where few samples have a label that the students see: their share in each batch of a student that learns from the
+    others, too; as they come where nothing is said"""
     clip: float | None = Field(default=None, gt=0)
     """largest norm of the gradient"""
     ema: float | None = Field(default=None, gt=0, lt=1)

@@ -145,9 +145,14 @@ class Run:
         training = self.training.model_dump(mode="json")
         if self.way == "fitted":
             training = {key: value for key, value in training.items() if key in SEEN_BY_FITTED}
-        if self.draw.queries is None:
-            training.pop("queries")
-        return training
+        idle = {key for key in ("queries", "labelled_share") if getattr(self.draw, key) is None}
+        return {key: value for key, value in training.items() if key not in idle}
+
+    @property
+    def _lacks_labels(self) -> bool:
+        """Whether it learns in steps from samples of which some have no label that it may see."""
+        hidden = any(self.data.get(key) is not None for key in ("labels_per_class", "transfer_set"))
+        return hidden and self.role == "student" and self.way == "trained" and not self.labelled_only
 
     def _data_seen(self) -> dict[str, Any]:
         """What decides the samples that it sees: of further views only what it looks at."""
@@ -182,6 +187,7 @@ class Run:
             batch_size=self.training.batch_size,
             labels="all" if self.role == "teacher" else "given",
             labelled_only=self.labelled_only,
+            labelled_share=self.training.labelled_share if self._lacks_labels else None,
             mixup=self.training.mixup,
             cutmix=self.training.cutmix,
             queries=self.training.queries if self.teachers else None,

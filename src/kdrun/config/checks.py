@@ -31,6 +31,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "best-on-validation needs a validation share",
                     "add `validation: 0.1` to the data set",
                 )
+    yield from _share_problems(experiment)
     yield from _teacher_problems(experiment)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
@@ -40,6 +41,35 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
         yield from _with_tuned(control, experiment.control_path(name), experiment)
     for number, method in enumerate(experiment.methods):
         yield from _with_tuned(method, ("methods", number), experiment)
+
+
+def _share_problems(experiment: Experiment) -> Iterable[Problem]:
+    """A share of labelled samples in each batch where there are no others."""
+    own: list[tuple[errors.Path, Training | None]] = [(("training",), experiment.training)]
+    own += [(("students", name, "training"), one.training) for name, one in experiment.students.items()]
+    for path, training in own:
+        if training is not None and training.labelled_share is not None and not _hides_labels(experiment):
+            yield Problem((*path, "labelled_share"), *ALL_LABELLED)
+    for name, teacher in experiment.teachers.items():
+        if teacher.training is not None and teacher.training.labelled_share is not None:
+            place = ("teachers", name, "training", "labelled_share")
+            yield Problem(
+                place, "a teacher sees all labels, so `labelled_share` says nothing", "remove it", True
+            )
+
+
+ALL_LABELLED = (
+    "all samples have a label, so `labelled_share` says nothing",
+    "remove it, or add `labels_per_class` or a `transfer_set` to the data set",
+    True,
+)
+"""What is said of a share of those that have one."""
+
+
+def _hides_labels(experiment: Experiment) -> bool:
+    """Whether there are samples of which the students see no label."""
+    data = experiment.dataset
+    return data.labels_per_class is not None or data.transfer_set is not None
 
 
 def entry_problems(entry: Entry, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
@@ -222,6 +252,13 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     taught = [loss for loss in expanded.losses if registry.LOSSES[loss.kind].needs_teacher]
     if method.teacher and not taught:
         yield Problem((*path, "teacher"), "no term of this method looks at a teacher", "remove it", True)
+    if method.training is not None and method.training.labelled_share is not None:
+        place = (*path, "training", "labelled_share")
+        if not _hides_labels(experiment):
+            yield Problem(place, *ALL_LABELLED)
+        elif not any(registry.LOSSES[loss.kind].learns_unlabelled for loss in expanded.losses) and not taught:
+            words = "this method learns from labelled samples only, so `labelled_share` says nothing"
+            yield Problem(place, words, "remove it", True)
     asks = method.training is not None and method.training.queries is not None
     if asks and not any(loss.weight for loss in taught):
         words = "no term of this method looks at a teacher, who alone can say what queries are"

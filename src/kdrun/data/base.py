@@ -388,8 +388,12 @@ class SampleSet(Dataset):
 
     def _order(self, train: Part, draw: Draw, epoch: int, first: int) -> Tensor:
         """The positions (steps - first, batch) of an epoch's batches."""
+        known = train.given.cpu() != HIDDEN
+        if draw.labelled_share is not None and not known.all():
+            both = known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)
+            return sampling.shared_order(*both, draw, epoch, self.steps(draw), first)
         if draw.labelled_only:
-            some = (train.given.cpu() != HIDDEN).nonzero().squeeze(1)
+            some = known.nonzero().squeeze(1)
         elif self.config.leave_out and draw.given:
             some = torch.arange(len(train.rows))
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,6 +98,24 @@ def epoch_order(samples: int, draw: Draw, epoch: int, first: int = 0) -> Tensor:
     size = min(draw.batch_size, samples)
     order = torch.randperm(samples, generator=generator(draw.seed, draw.purpose, "order", epoch))
     return order[: steps(samples, draw.batch_size) * size].view(-1, size)[first:]
+
+
+def shared_order(
+    labelled: Tensor, others: Tensor, draw: Draw, epoch: int, per_epoch: int, first: int = 0
+) -> Tensor:
+    """Positions (per_epoch - first, batch), a share of each batch labelled ones: from two endless streams."""
+    assert draw.labelled_share is not None
+    size = min(draw.batch_size, len(labelled) + len(others))
+    wanted = max(1, round(draw.labelled_share * size), size - len(others))
+    known = min(wanted, len(labelled), size - 1)
+    streams = [
+        stream_order(rows, replace(draw, batch_size=count, purpose=purpose), epoch, per_epoch, first)
+        for rows, count, purpose in (
+            (labelled, known, draw.purpose),
+            (others, size - known, f"{draw.purpose} unlabelled"),
+        )
+    ]
+    return torch.cat(streams, dim=1)
 
 
 def stream_order(of: Tensor, draw: Draw, epoch: int, per_epoch: int, first: int = 0) -> Tensor:

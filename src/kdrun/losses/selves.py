@@ -113,7 +113,8 @@ class MeanTeacher(Loss):
     semi-supervised deep learning results", 2017.
     Trap: where both see the same, without dropout, there is little to learn; a `view` of the same augmentation is the
     authors' noise. They predict by the average; here the student does, or its own one, `training.ema`. A mean over
-    classes makes the weight large; theirs, of a long training, can hold a short one back.
+    classes makes the weight large; theirs, of a long training, can hold a short one back. Where few samples have a
+    label, few stand in a batch, and chance leads: `training: {labelled_share: 0.5}`.
     """
 
     class Config(LossConfig):

@@ -318,6 +318,15 @@ def test_exits_learn_the_labels_as_smoothly_as_the_student():
     assert loss.labels.config.label_smoothing == 0.2
 
 
+def test_without_a_teacher_what_peers_cost_can_be_matched():
+    planned = students(TABLE, "controls=[matched-cost]", "methods=[mutual]")[-1]
+    epochs = {one.method: one.training.epochs for one in planned.runs}
+    assert epochs == {"alone": 3, "mutual": 3, "matched-cost": 6}
+    for methods in ("[ps-kd]", "[]", "[no-such-method]"):
+        told = problems(TABLE, "controls=[matched-cost]", f"methods={methods}")
+        assert "'matched-cost' needs a teacher and the config has none; add `teacher:`" in told
+
+
 # --------------------------------------------------------------------------------- few labels in a batch
 
 SHARED = """

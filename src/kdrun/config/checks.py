@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from kdrun import errors, registry
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
@@ -275,7 +276,9 @@ def _control_names(experiment: Experiment) -> Iterable[Problem]:
 def _control_problems(control: ControlConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
     """What is wrong with a control: all that can be with a method, and terms that it would not be a control with."""
     teachers = list(experiment.teachers)
-    if control.name in (SHUFFLED, MATCHED) and not teachers:
+    if not teachers and (
+        control.name == SHUFFLED or (control.name == MATCHED and not _runs_further(experiment))
+    ):
         yield Problem(path, f"'{control.name}' needs a teacher and the config has none", "add `teacher:`")
         return
     students = experiment.students.values()
@@ -293,6 +296,18 @@ def _control_problems(control: ControlConfig, path: errors.Path, experiment: Exp
     if [loss.kind for loss in losses] != kinds or not all(loss.weight for loss in losses):
         words = f"'{control.name}' is {CONTROLS[control.name]}: its terms stay, with weights above 0"
         yield Problem((*path, "set"), words, "add a method of another name")
+
+
+def _runs_further(experiment: Experiment) -> bool:
+    """Whether a method runs networks beside the student's own, such as peers."""
+    for number, method in enumerate(experiment.methods):
+        path = ("methods", number)
+        if list(_method_problems(method, path)):
+            continue
+        with suppress(ConfigError):  # said of the method itself
+            if any(loss.passes for loss in expanded_method(method, path, []).losses):
+                return True
+    return False
 
 
 def _stage_problems(expanded: Method, method: MethodConfig, path: errors.Path) -> Iterable[Problem]:

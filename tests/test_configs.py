@@ -10,7 +10,7 @@ from PIL import Image
 
 import kdrun
 from commands import command
-from kdrun import assembly, config, evaluate, rehearsal
+from kdrun import assembly, config, evaluate, registry, rehearsal
 from kdrun.controls import CONTROLS
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
@@ -57,7 +57,7 @@ def short(path):
     few = data["dataset"].get("labels_per_class") and 1
     dataset = {"kind": "synthetic", "classes": CLASSES, "samples": BATCH * STEPS, "test_samples": 4}
     dataset |= {"shape": SHAPES[data["dataset"]["kind"]], "labels_per_class": few}
-    dataset |= {"validation": data["dataset"].get("validation", 0)}
+    dataset |= {"validation": data["dataset"].get("validation", 0), "views": data["dataset"].get("views", {})}
     options = [
         f"dataset={json.dumps(dataset)}",
         "training.epochs=1",
@@ -97,7 +97,8 @@ def test_a_config_fits_its_data(path, tmp_path):
     shown = rehearsal.rehearse(plan(checked, dataset), dataset, torch.device("cpu"))
     experiment = checked.experiment
     students = len(experiment.students) * len(checked.methods)
-    assert len(shown) == len(experiment.teachers) + students
+    combined = [one for one in experiment.teachers.values() if registry.MODELS[one.model.kind].combines]
+    assert len(shown) == len(experiment.teachers) - len(combined) + students
     assert all(np.isfinite(list(one.terms.values())).all() for one in shown)
 
 
@@ -110,7 +111,8 @@ def test_a_config_trains(path, tmp_path):
     assert {row["status"] for row in rows} == {"finished"}
     assert {row["protocol"]["test_samples"] for row in rows} == {4}
     assert {row["method"] for row in rows if row["role"] == "student"} == set(checked.methods) - {*CONTROLS}
-    assert {row["model"] for row in rows if row["role"] == "teacher"} == set(checked.experiment.teachers)
+    taught = {row["model"] for row in rows if row["role"] in ("teacher", "ensemble")}
+    assert taught >= set(checked.experiment.teachers)
 
 
 def test_a_folder_of_pictures_trains(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from commands import command, process
 from kdrun.errors import ConfigError
-from kdrun.store import read_json, write_json
+from kdrun.store import Store, housekeeping, read_json, write_json
 from kdrun.tune import tune
 from kdrun.yamlsource import Source
 from support import Ears, checked, comparison, count_training, experiment, outcome, problems, results, run
@@ -362,12 +362,27 @@ def test_a_run_that_learnt_from_what_are_test_samples_here_is_refused(folder, op
 
 @pytest.mark.parametrize(
     "option",
-    ["dataset.validation=0.2", "dataset.labels_per_class=3", "dataset.augmentation=strong", "seeds=[5]"],
+    ["dataset.validation=0", "dataset.labels_per_class=3", "dataset.augmentation=strong", "seeds=[5]"],
 )
 def test_nothing_is_said_of_a_run_with_the_same_test_samples(folder, option):
     ears = Ears()
     experiment(second(), "other", option, console=ears).run(roles=["teacher"])
     assert "learnt" not in " ".join(ears.heard)
+
+
+def test_a_run_with_other_validation_samples_may_know_those_here_which_is_told(folder):
+    ears = Ears()
+    experiment(second(), "other", "dataset.validation=0.2", console=ears).run(roles=["teacher"])
+    assert "the teacher 'teacher' is of a run that held out other validation samples" in " ".join(ears.heard)
+
+
+def test_a_run_that_teaches_elsewhere_is_not_cleaned_away(folder):
+    run(second(), "runs", roles=["teacher"])
+    shutil.rmtree("runs/first/students/small/alone")
+    for path in Path("runs/first").glob("*.json"):
+        path.unlink()
+    kept = {str(entry.folder): entry.referenced for entry in housekeeping.entries(Store(Path("runs")))}
+    assert kept[SMALL] and not kept[TREE]
 
 
 def test_of_a_run_on_other_data_nobody_can_tell_which_is_told(folder):
@@ -378,7 +393,7 @@ def test_of_a_run_on_other_data_nobody_can_tell_which_is_told(folder):
         assert done.code == 0
         assert done.err.splitlines() == [
             "the teacher 'teacher' is of a run on other data (digits): if it learnt from any of the test samples here, "
-            "it and its students score too high"
+            "it and its students score too high; it sees inputs normalised as they are here"
         ]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from kdrun import assembly, ensembles
 from kdrun.contracts import Model
+from kdrun.errors import ConfigError, Mismatch
 from kdrun.models import Cascade, Ensemble, macs, parameters
 from kdrun.statistics import cascades, scores
 from support import Ears, checked, comparison, experiment, problems, results, run
@@ -98,6 +99,8 @@ def test_a_vote_goes_to_the_most_and_of_several_to_the_largest_mean(logits):
 
 def test_extreme_logits_stay_finite():
     members = [Says([1e4, -1e4, 0.0]), Says([-1e4, 1e4, 0.0])]
+    for model in (together(Ensemble, members, combine="vote"), together(Ensemble, members)):
+        assert model(torch.zeros(1, 3)).isfinite().all()
     for options in ({}, {"combine": "vote"}, {"combine": "fixed", "member_weights": [0, 1]}):
         assert np.isfinite(said_by(together(Ensemble, members, **options))).all()
     assert np.isfinite(said_by(together(Cascade, members, confidence=0.5))).all()
@@ -443,6 +446,11 @@ REFUSED = {
         "small: {model: ensemble, from: [all, big]}",
         "in a circle",
     ),
+    "seeds of none": (
+        "{model: cascade, ",
+        "{model: cascade, seeds: each, ",
+        "trained once, and so it is one for all",
+    ),
     "seeds": (
         "big: {model: {kind: cnn}}",
         "big: {model: {kind: cnn}, seeds: each}",
@@ -458,10 +466,19 @@ def test_what_cannot_be_is_refused_with_its_place(old, new, words):
     assert words in said and "<text>:" in said, said
 
 
-def test_members_see_one_view_and_the_model_sees_it_too():
+def test_members_see_one_view_and_the_model_sees_it_too(tmp_path):
     text = TEXT.replace("digits, validation: 0.2", "digits, validation: 0.2, strong_view: standard")
     seen = text.replace("small: {", "small: {view: strong, ").replace("middle: {", "middle: {view: strong, ")
-    assert "its members see several views: strong, the first" in problems(seen)
+    with pytest.raises(Mismatch, match="its members see several views: input, strong"):
+        [own] = [one for one in experiment(seen, ".").plan.runs if one.name == "all"]
+        assembly.bare_network(own, experiment(seen, ".").dataset.spec, torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match="its members see several views: input, strong; name teachers that see the"
+    ):
+        run(seen, tmp_path)
+    same = TEXT.replace("big: {", "big: {view: input, ")
+    [own] = [one for one in experiment(same, ".").plan.runs if one.name == "all"]
+    assert assembly.bare_network(own, experiment(same, ".").dataset.spec, torch.device("cpu")).view == "input"
     plan = experiment(seen.replace("big: {", "big: {view: strong, "), ".").plan
     assert {one.view for one in plan.runs if one.role == "teacher"} == {"strong"}
 

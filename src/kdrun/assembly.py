@@ -126,8 +126,12 @@ def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
     if view not in spec.shapes:
         raise Mismatch(f"the data set has no view '{view}'", did_you_mean(view, spec.shapes), key="view")
     if run.way == "combined":
-        members = [finished_network(member, spec, device).model for member in run.teachers.values()]
-        return Network(registry.MODELS[run.model.kind](run.model, members), view, device)
+        members = [finished_network(member, spec, device) for member in run.teachers.values()]
+        if len(seen := {member.view for member in members}) > 1:
+            words = f"its members see several views: {', '.join(sorted(seen))}"
+            raise Mismatch(words, "name teachers that see the same one", key="view")
+        model = registry.MODELS[run.model.kind](run.model, [member.model for member in members])
+        return Network(model, view, device)
     model = models.build(run.model, spec.shapes[view], spec.classes, derive(run.seed, run.role, "weights"))
     # Convolutions are faster on it, and a memory format changes no values but by the order of sums.
     return Network(model.to(memory_format=torch.channels_last), view, device)

@@ -177,7 +177,8 @@ class Seat:
         if not np.isfinite(predictions["logits"]).all():
             what = f"the outputs on the {scored_on} set are not finite"
             self.workplace.fail({"epoch": None, "step": None, "what": what})
-            return f"{self.run.title}: {what}; try a smaller learning rate"
+            cure = "try a smaller learning rate" if self.run.learns else "look at its weights"
+            return f"{self.run.title}: {what}; {cure}"
         if self.run.trial is not None:
             self.workplace.finish(self._trial(predictions), None, None, self.student.metrics)
             self.closed = True

@@ -94,9 +94,12 @@ class Faculty:
         small = {student for student, own in students.items() if self._can_look_up(student, own)}
         for run in self.teachers:
             if _remembers(run):
+                cure = f"; `teacher: [{', '.join(run.teachers)}]` hears its members cross-fitted" * bool(
+                    run.teachers
+                )
                 self.console.say_once(
                     f"the teacher '{run.name}' is not cross-fitted: of samples that it was fitted to it may say hardly "
-                    "more than their labels"
+                    f"more than their labels{cure}"
                 )
             pupils = [
                 Pupil(student, name, student.objective.wants(name))

@@ -276,7 +276,8 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
         first = manifests[0]
         row["train_seconds"] = summary.mean([manifest["train_seconds"] for manifest in manifests])
         row["train_seconds_all"] = summary.mean([part.seconds(run["fingerprint"]) for run in done])
-        row["parameters"], row["macs"] = first["cost"]["parameters"], first["cost"]["macs"]
+        row["parameters"] = first["cost"]["parameters"]
+        row["macs"] = round(summary.mean([manifest["cost"]["macs"] for manifest in manifests]) or 0)
         row["bytes"] = first["files"]["weights.safetensors"]["bytes"]
         row["protocol"] = first["protocol"]
     return row

@@ -441,10 +441,10 @@ def _combined_problems(
         return
     if len(set(names)) < len(names):
         yield Problem((*path, "from"), "a teacher stands twice", "name each once")
-    views = {_view_of(name, experiment.teachers) for name in names if name in experiment.teachers}
-    if len(views) > 1:
-        words = f"its members see several views: {', '.join(sorted(view or 'the first' for view in views))}"
-        yield Problem((*path, "from"), words, "name teachers that see the same one")
+    each = any(experiment.teachers[name].seeds for name in names if name in experiment.teachers)
+    if teacher.seeds is not None and not each:
+        words = "its members are trained once, and so it is one for all seeds"
+        yield Problem((*path, "seeds"), words, "remove it, or write `seeds: each` for a member", True)
     for key, wanted in (("member_weights", len(names)), ("confidence", len(names) - 1)):
         given = getattr(teacher.model, key, None)
         if isinstance(given, list) and len(given) != wanted:
@@ -453,15 +453,6 @@ def _combined_problems(
     if (left_open := teacher.model.left_open) is not None and experiment.dataset.validation == 0:
         words = f"`{left_open}` is chosen on the validation share, and there is none"
         yield Problem((*path, "model"), words, "add `validation: 0.1` to the data set")
-
-
-def _view_of(name: str, teachers: Mapping[str, TeacherConfig]) -> str | None:
-    """What a teacher sees, or its members."""
-    seen: set[str] = set()
-    while registry.MODELS[teachers[name].model.kind].combines and name not in seen:
-        seen.add(name)
-        name = next((source for source in teachers[name].sources if source in teachers), name)
-    return teachers[name].view
 
 
 def _distilled_problems(

@@ -132,7 +132,8 @@ def sample_problems(
 ) -> Iterator[Problem]:
     """The runs that know a loaded data set's classes by other numbers, or may have learnt from its test samples.
 
-    ``warn`` is given a sentence about each run on other data, of which nobody can tell.
+    ``warn`` is given a sentence about each run on other data, of which nobody can tell, and about each that had other
+    validation samples.
     """
     for name, path, result in _with_results(experiment):
         theirs, own = result["details"]["classes"], dataset.class_names
@@ -141,16 +142,24 @@ def sample_problems(
         if theirs != own and moved:
             words = f"class {moved[0]} is '{shown(theirs[moved[0]])}' in this run, and '{shown(own[moved[0]])}' here"
             yield Problem(path, words, "name a run on the same classes in the same order")
-        elif result["protocol"]["test_sha256"] != dataset.test_hash():
-            there, here = result["inputs"]["dataset"], dataset.identity()
+            continue
+        there, here = result["inputs"]["dataset"], dataset.identity()
+        if result["protocol"]["test_sha256"] != dataset.test_hash():
             if _samples(there) == _samples(here):
                 words = "this run has other test samples of the same data set, and may have learnt from the ones here"
                 yield Problem(path, words, _same_split(there, here))
             else:
                 warn(
                     f"the teacher '{name}' is of a run on other data ({there['kind']}): if it learnt from any of the "
-                    "test samples here, it and its students score too high"
+                    "test samples here, it and its students score too high; it sees inputs normalised as they are here"
                 )
+        elif here.get("validation") and any(
+            there.get(key) != here.get(key) for key in ("seed", "validation")
+        ):
+            warn(
+                f"the teacher '{name}' is of a run that held out other validation samples and may have learnt from "
+                "those here: weights, confidences and temperatures that they choose stand on what it knows"
+            )
 
 
 def _samples(identity: dict[str, Any]) -> str:

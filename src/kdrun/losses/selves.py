@@ -106,8 +106,8 @@ class MeanTeacher(Loss):
 
     Logits (B, C). The average θ' begins where the student does; after step t, counted from 1 and whatever the term
     weighs, it is a·θ' + (1 − a)·θ with a = min(1 − 1/(t + 1), `ema`), and so are BatchNorm's statistics. It looks at
-    the samples as the student does in training: dropout draws other units for it, BatchNorm normalises by the batch.
-    It is thrown away when the student has learnt.
+    the samples as the student does in training: dropout draws other units for it, BatchNorm normalises by the batch;
+    not so in stages that train no `adapters`. It is thrown away when the student has learnt.
 
     Source: Tarvainen, Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve
     semi-supervised deep learning results", 2017.

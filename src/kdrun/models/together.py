@@ -112,7 +112,10 @@ class Ensemble(Combined):
         if self.config.combine != "vote":
             return mean
         votes = F.one_hot(log_p.argmax(dim=2), log_p.shape[2]).sum(dim=0)
-        return ((votes + HALF_A_VOTE * mean.exp()) / (len(log_p) + HALF_A_VOTE)).log()
+        both = torch.logaddexp(
+            votes.log(), mean + math.log(HALF_A_VOTE)
+        )  # a class may have neither: in logarithms
+        return both - math.log(len(log_p) + HALF_A_VOTE)
 
 
 class Cascade(Combined):
@@ -133,8 +136,8 @@ class Cascade(Combined):
             | None
         ) = None
         """the probability of its most probable class that a member has to exceed to answer: one number for all but the
-        last, or one for each of them; where nothing is said, chosen on the validation share: the least cost for a score
-        there within the tolerance"""
+        last, or one for each of them; where nothing is said, chosen on the validation share: the fewest
+        multiply-accumulates (of which a tree has none) for a score there within the tolerance"""
         tolerance: float = Field(default=0.001, ge=0, le=1)
         """how much less than the last member's the score may be on the validation share, where that chooses"""
 

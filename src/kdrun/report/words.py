@@ -157,9 +157,7 @@ def _verdict(row: Row, methods: int) -> str:
     sentence = f"{row['method']} {_how(row['verdict'])} alone: {found}"
     if row["verdict"] != LEVEL_WITH:
         return sentence
-    low, high = row["gain_interval"]
-    if methods > 1 and (low > 0 or high < 0):
-        sentence += f"; it would be by itself, but not as one of {methods} methods"
+    sentence += _by_itself(row["verdict"], row["gain_interval"], methods, "method")
     if row["gain_covers"] != "seeds" or not row["gain"]:
         return sentence
     needed = row["seeds_needed"] or f"more than {MOST_SEEDS}"
@@ -188,15 +186,25 @@ def _among_the_best(better: Sequence[str], pairs: Sequence[Row]) -> Iterable[str
 
 def _of_ensembles(rows: Sequence[Row]) -> Iterable[str]:
     """How teachers together compare with each of them."""
+    several = len({row["experiment"] for row in rows}) > 1
     for row in rows:
-        if row["role"] != "ensemble":
+        if row["role"] != "ensemble" or not row["against"]:
             continue
+        name, members = f"{row['experiment']}/" * several + row["model"], row["against"]
         found = [
-            f"{_how(one['verdict'])} {name}: {points(one['difference'], '+')} points {interval(one['interval'], '+')}"
-            for name, one in (row["against"] or {}).items()
+            f"{_how(one['verdict'])} {member}: {points(one['difference'], '+')} points "
+            f"{interval(one['interval'], '+')}{_by_itself(one['verdict'], one['interval'], len(members), 'member')}"
+            for member, one in members.items()
         ]
-        if found:
-            yield f"{row['model']} {'; '.join(found)}"
+        yield f"{name} {'; '.join(found)}"
+
+
+def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> str:
+    """A clause where an interval tells a difference that the verdict, one of several, does not."""
+    low, high = ends
+    if verdict != LEVEL_WITH or count < 2 or low <= 0 <= high:
+        return ""
+    return f"; it would be by itself, but not as one of {_counted(count, noun)}"
 
 
 def _how(verdict: str) -> str:

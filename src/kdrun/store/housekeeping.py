@@ -74,10 +74,14 @@ def entries(store: Store) -> list[Entry]:
 
 
 def _referenced(store: Store) -> set[str]:
-    """The fingerprints that some config's ``resolved.json``, or its tuning, asks for."""
+    """The fingerprints that some config's ``resolved.json``, or its tuning, asks for; runs that teach there, too."""
     wanted: set[str] = set()
     for path in store.root.glob("*/resolved.json"):
-        wanted |= {run["fingerprint"] for run in read_json(path)["runs"]}
+        resolved = read_json(path)
+        wanted |= {run["fingerprint"] for run in resolved["runs"]}
+        teachers = resolved["config"].get("teachers", {}).values()
+        for folder in filter(None, (teacher.get("run") for teacher in teachers)):
+            wanted.add((store.read(Path(folder) / "result.json") or {}).get("fingerprint", ""))
     for path in store.root.glob("*/tuning.json"):
         wanted |= set(read_json(path)["fingerprints"])
     return wanted

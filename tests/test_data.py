@@ -32,7 +32,7 @@ from kdrun.plan import plan
 from kdrun.randomness import generator
 from kdrun.store import Shelf, Store, shelf
 from kdrun.store.housekeeping import shelved
-from support import checked
+from support import Ears, checked, comparison, experiment, results, run
 
 CPU = torch.device("cpu")
 VIEW = "input"
@@ -1799,10 +1799,8 @@ def test_joined_sources_are_one(rows, size):
 
 
 def test_test_samples_in_a_transfer_set_are_counted(own_table, tmp_path, folder):
-    def told(kind, options):
-        sentences = []
-        make(kind, **options).load(CPU, None, sentences.append)
-        return [s for s in sentences if "are test samples" in s]
+    def shared(kind, options):
+        return loaded(kind, **options).shared_by_transfer_set
 
     x = np.loadtxt(own_table["path"], delimiter=",", skiprows=1)[:, :4]
     plain = with_transfer(own_table)
@@ -1810,13 +1808,105 @@ def test_test_samples_in_a_transfer_set_are_counted(own_table, tmp_path, folder)
     tested = torch.cat([b.views[VIEW] for b in plain.split("test")]).numpy()
     of_test = [row for row in x if (((row - mean) * scale).astype(np.float32) == tested).all(axis=1).any()]
     file = rows_file(tmp_path / "more.csv", np.concatenate([TABLE, of_test[:4]]))
-    assert told("arrays", own_table | {"transfer_set": {"path": file}}) == [
-        "4 of the 13 samples of the transfer set are test samples, too: what learns from them has seen what it is "
-        "tested on; leave them out"
-    ]
-    assert not told("arrays", own_table | {"transfer_set": {"path": rows_file(tmp_path / "more.csv")}})
+    assert shared("arrays", own_table | {"transfer_set": {"path": file}})["test"] == 4
+    none = shared("arrays", own_table | {"transfer_set": {"path": rows_file(tmp_path / "more.csv")}})
+    assert none and not any(none.values())
     options = {"root": str(folder), "size": 6, "transfer_set": {"root": str(folder / "test")}}
-    assert told("image-folder", options)[0].startswith("4 of the 4 samples")
+    assert shared("image-folder", options)["test"] == 4
+
+
+def test_what_a_transfer_set_should_not_hold_is_told_in_the_table_too(tmp_path):
+    x, y = pool()
+    np.savez(tmp_path / "set.npz", x=x, y=y)
+    np.savez(tmp_path / "more.npz", x=x)
+    text = POOL.replace("ROOT", str(tmp_path))
+    ears = Ears()
+    experiment(text, tmp_path / "runs", "dataset.leave_out=[2]", console=ears).run()
+    heard = " ".join(ears.heard)
+    for what in (
+        "18 of 60 samples of the transfer set are test samples",
+        "of a class that is left out",
+        "validation",
+    ):
+        assert what in heard
+    [said] = [s for s in comparison(tmp_path / "runs", "pool")["remarks"] if "transfer set" in s]
+    assert said.startswith("18 samples of a transfer set are test samples, too")
+
+
+def test_a_cross_fitted_teacher_says_of_its_own_samples_in_a_transfer_set_what_its_fold_says(tmp_path):
+    x, y = pool()
+    np.savez(tmp_path / "set.npz", x=x, y=y)
+    dataset = loaded(
+        "arrays", path=str(tmp_path / "set.npz"), labels_per_class=5, transfer_set=transfer_of(tmp_path, x)
+    )
+    places, samples = dataset.places(given=True), dataset.transfer_samples
+    own = np.concatenate([b.views[VIEW].numpy() for b in dataset.split("train")])
+    seen = np.concatenate([b.views[VIEW].numpy() for b in dataset.split("train", given=True)])
+    assert samples == 60 and (places[-samples:] >= 0).sum() == len(own)
+    assert np.array_equal(seen[places >= 0], own[places[places >= 0]])
+
+
+def test_rules_of_a_student_are_supported_by_the_samples_that_it_saw(tmp_path):
+    x, y = pool()
+    np.savez(tmp_path / "set.npz", x=x, y=y)
+    np.savez(tmp_path / "more.npz", x=x + 1)
+    text = POOL.replace("ROOT", str(tmp_path)).replace("{kind: mlp, hidden: [4]}", "{kind: tree, depth: 2}")
+    run(text, tmp_path / "runs", "dataset.leave_out=[2]")
+    found = results(tmp_path / "runs")
+    assert found["students/student/kd/seed-0"].manifest["protocol"]["train_samples"] == 23
+    assert found["students/student/kd/seed-0"].rules()["samples"] == 23
+
+
+def test_a_control_of_matched_cost_counts_the_samples_that_it_sees(tmp_path):
+    x, y = pool()
+    np.savez(tmp_path / "set.npz", x=x, y=y)
+    np.savez(tmp_path / "more.npz", x=x + 1)
+    config = checked(POOL.replace("ROOT", str(tmp_path)), "training.batch_size=64", "controls=[matched-cost]")
+    epochs = {one.method: one.training.epochs for one in plan(config, assembly.open_dataset(config)).runs}
+    own = 35  # of 60 samples 18 are tested, and 7 validate
+    assert epochs["kd"] == 1 and epochs["matched-cost"] == -(-64 * 4 // (own * 3))
+
+
+def test_two_columns_of_one_name_are_told_apart_in_a_transfer_set_too(tmp_path):
+    for name, header in (("set", "a,b,b,label"), ("more", "b,a,b,label")):
+        lines = [f"{n},{10 + n},{100 + n * n},{n % 2}" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *lines]))
+    dataset = loaded(
+        "arrays", path=str(tmp_path / "set.csv"), transfer_set={"path": str(tmp_path / "more.csv")}
+    )
+    seen = np.concatenate([b.views[VIEW].numpy() for b in dataset.split("train", given=True)])[-12:]
+    mean, scale = dataset._inputs[VIEW]._standard
+    raw = np.array([[10 + n, n, 100 + n * n] for n in range(12)])
+    np.testing.assert_allclose(seen, (raw - mean) * scale, atol=1e-5)
+
+
+def test_a_broken_picture_of_a_transfer_set_has_its_key(folder, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^dataset\.transfer_set\.root: 1 of 1 pictures cannot be read"):
+        loaded("image-folder", root=str(folder), size=6, transfer_set={"root": str(tmp_path / "bad")})
+
+
+POOL = """
+name: pool
+dataset: {kind: arrays, path: ROOT/set.npz, validation: 0.15, transfer_set: {path: ROOT/more.npz}}
+seeds: [0]
+training: {epochs: 1, batch_size: 8}
+teacher: {model: {kind: mlp, hidden: [4]}}
+student: {model: {kind: mlp, hidden: [4]}}
+methods: [kd]
+"""
+
+
+def pool():
+    """Sixty rows of three classes, no two of them alike."""
+    x = np.random.default_rng(5).normal(size=(60, 3))
+    return x, np.arange(60) % 3
+
+
+def transfer_of(folder, x):
+    np.savez(folder / "more.npz", x=x)
+    return {"path": str(folder / "more.npz")}
 
 
 def test_a_transfer_set_is_known_by_what_it_holds(own_table, tmp_path, folder):

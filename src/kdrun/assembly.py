@@ -42,6 +42,14 @@ DRY_SAMPLES = 8
 """Samples of the batch that shapes are learnt from; BatchNorm needs more than one."""
 
 
+SHARED = {
+    "test": "test samples, too: what learns from them has seen what it is tested on; leave them out",
+    "left out": "training samples of a class that is left out: the students see them after all; take them out",
+    "validation": "validation samples, too: what these choose has learnt from them; leave them out",
+}
+"""What is said of samples that a transfer set has in common with a split that it should have none of."""
+
+
 def resolve_device(text: str) -> torch.device:
     """The device that a config's ``device`` means here; raises ``DeviceError`` where it is not there."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -99,6 +107,10 @@ def load(plan: Plan, dataset: Dataset, device: torch.device, shelf: Shelf, conso
             dataset.load(device, shelf, console.say)
     except OutOfMemory as error:
         raise OutOfMemory(f"dataset: {error}; take fewer or smaller samples") from error.__cause__
+    shared = dataset.shared_by_transfer_set
+    for split, what in SHARED.items():
+        if count := shared.get(split):
+            console.warn(f"{count:,} of {dataset.transfer_samples:,} samples of the transfer set are {what}")
     if problems := list(sample_problems(config.experiment, dataset, console.warn)):
         raise config.error(problems)
 

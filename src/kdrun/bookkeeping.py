@@ -206,7 +206,7 @@ class Seat:
         }
         extras = dict(self.student.extras) if learnt else {}
         if isinstance(model, models.Tree):
-            extras[RULES] = rules_of(network, self.dataset)
+            extras[RULES] = rules_of(network, self.dataset, self.run.draw.given)
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True
         return None
@@ -226,12 +226,13 @@ class Seat:
 
     def _protocol(self, test_samples: int) -> dict[str, Any]:
         training, data, given = self.run.training, self.dataset.config, self.run.draw.given
-        known = self.dataset.places(given) >= 0
+        transferred = self.dataset.transfer_samples if given else 0
         return {
             "dataset": self.dataset.config.kind,
             "split": "test",
-            "train_samples": int(known.sum()),
-            "transfer_samples": int((~known).sum()) or None,
+            "train_samples": len(self.dataset.places(given)) - transferred,
+            "transfer_samples": transferred or None,
+            "tested_in_transfer": self.dataset.shared_by_transfer_set.get("test") if transferred else None,
             "test_samples": test_samples,
             "test_sha256": self.dataset.test_hash(),
             "input": list(self._shape),

@@ -444,12 +444,13 @@ ClassName = Annotated[str, BeforeValidator(_as_name, json_schema_input_type=int 
 
 
 class TransferSet(Schema):
-    """Further samples, of which nobody knows a label, for students that learn from a teacher."""
+    """Further samples, of which nobody knows a label, for students that learn from a teacher or without labels."""
 
     root: Path | None = Field(default=None, strict=False)
     """a folder of pictures, however deep they lie in it; what the folders are called says nothing"""
     path: Path | None = Field(default=None, strict=False)
-    """a .npz file with `x`, or a .csv file with the columns of the data set; labels in it are not looked at"""
+    """a .npz file with `x` (pictures as bytes from 0 to 255, or floats from 0 to 1), or a .csv file with the columns of
+    the data set; labels in it are not looked at"""
 
     @model_validator(mode="after")
     def _say_where(self) -> Self:
@@ -476,8 +477,8 @@ class DatasetConfig(Schema):
         Annotated[list[ClassName], Field(min_length=1), AfterValidator(lambda names: sorted(set(names)))]
         | None
     ) = None
-    """classes, as the set calls them, of which the students never see a sample; the teachers and the test set have them
-    """
+    """classes, as the set calls them, of which the students never see a sample but what a transfer set may hold; the
+    teachers and the test set have them, and inputs are normalised by all training samples"""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """the score of the comparison"""
     seed: int = 0
@@ -644,6 +645,16 @@ class Dataset(Component, ABC):
 
         Then they are those of the samples that the students see, ``HIDDEN`` where they may not see one.
         """
+
+    @property
+    def transfer_samples(self) -> int:
+        """How many samples without labels, its last ones, a student sees beside those of the training set."""
+        return 0
+
+    @property
+    def shared_by_transfer_set(self) -> Mapping[str, int]:
+        """How many samples of the transfer set stand in each split, too; known once it is loaded."""
+        return {}
 
     def places(self, given: bool = False) -> np.ndarray:
         """Where in the training set the samples stand that its teachers see, or its students (N,) int64.

@@ -254,11 +254,11 @@ def plan(config: Config, dataset: Dataset) -> Plan:
                 for method in config.methods.values()
                 if not (method.matches_cost and registry.MODELS[student.model.kind].fitted)
             ]
-            runs += _costs_matched(own, config, dataset.spec)
+            runs += _costs_matched(own, config, dataset)
     return Plan(config, runs)
 
 
-def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
+def _costs_matched(runs: list[Run], config: Config, dataset: Dataset) -> list[Run]:
     """A student's runs of one seed, with the epochs of those that are to cost what the dearest other one costs.
 
     Counted are multiply-accumulates: three passes of the student and of its peers for each sample of a step, one of its
@@ -267,7 +267,7 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     """
     matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:
-        costs = {run: _macs_of_a_step(run, config, spec) for run in runs} if matching else {}
+        costs = {run: _macs_of_a_step(run, config, dataset) for run in runs} if matching else {}
         dearest = max((cost for run, cost in costs.items() if run.method not in CONTROLS), default=0)
     except (Mismatch, OutOfMemory):  # no model can be trained then, and the rehearsal says why, and where
         return runs
@@ -279,10 +279,12 @@ def _costs_matched(runs: list[Run], config: Config, spec: Spec) -> list[Run]:
     return [matched(run) if run in matching else run for run in runs]
 
 
-def _macs_of_a_step(run: Run, config: Config, spec: Spec) -> int:
-    data, samples = config.experiment.dataset, run.training.batch_size
-    if run.labelled_only and data.labels_per_class is not None:
-        samples = min(samples, data.labels_per_class * (spec.classes - len(data.leave_out or [])))
+def _macs_of_a_step(run: Run, config: Config, dataset: Dataset) -> int:
+    data, spec, samples = config.experiment.dataset, dataset.spec, run.training.batch_size
+    if run.labelled_only:
+        samples = min(samples, dataset.training_samples(replace(run.draw, labels="all")))
+        if data.labels_per_class is not None:
+            samples = min(samples, data.labels_per_class * (spec.classes - len(data.leave_out or [])))
     further = {getattr(loss, "view", None) for loss in run.losses if loss.teachers}
     views = len(further | {None})
     taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())

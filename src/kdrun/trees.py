@@ -181,17 +181,19 @@ def prune(tree: Tree, samples: Tensor, wanted: Tensor) -> None:
     tree.cut(prices <= best)
 
 
-def rules_of(network: Frozen, dataset: Dataset) -> bytes:
-    """A tree as rules, as they are stored."""
+def rules_of(network: Frozen, dataset: Dataset, given: bool) -> bytes:
+    """A tree as rules, as they are stored; they are supported by the training samples of a teacher, or a student."""
     tree, units = network.model, dataset.units(network.view)
     assert isinstance(tree, Tree)
     every = chain(dataset.split("train", given=True), *map(dataset.split, get_args(Split)))
     thresholds = tree.thresholds(units, (flat(batch, network.view) for batch in every))
     with torch.no_grad():
         leaves = [tree.leaves(batch.views[network.view].flatten(1)) for batch in dataset.split("train")]
-    places, labels = torch.cat(leaves)[:, 0].cpu().numpy(), dataset.labels("train")
+    own = dataset.places(given)
+    own = own[: len(own) - dataset.transfer_samples * given]
+    reached, labels = torch.cat(leaves)[:, 0].cpu().numpy()[own], dataset.labels("train")[own]
     found = rules.extracted(
-        tree.arrays(), tree.choices, thresholds, units.names, dataset.class_names, places, labels
+        tree.arrays(), tree.choices, thresholds, units.names, dataset.class_names, reached, labels
     )
     return sealed(found)
 

@@ -85,11 +85,11 @@ class Part:
     known: bool = True
 
     def followed_by(self, unlabelled: Part) -> Part:
-        """These samples and then others, which stand nowhere in the split and have no labels."""
+        """These samples and then others, which have no labels."""
         return Part(
             {name: Joined(own, unlabelled.sources[name]) for name, own in self.sources.items()},
             torch.cat([self.rows, len(next(iter(self.sources.values()))) + unlabelled.rows]),
-            torch.cat([self.places, torch.full_like(unlabelled.places, -1)]),
+            torch.cat([self.places, unlabelled.places]),
             torch.cat([self.labels, unlabelled.labels]),
             torch.cat([self.given, unlabelled.labels]),
             known=False,
@@ -143,6 +143,8 @@ class SampleSet(Dataset):
         self.config = config
         self.root = Path(os.path.expanduser(config.root))  # pathlib's raises where nobody is called so
         self.test_share = getattr(config, "test", None) or 0.0
+        self._known_twice: dict[str, int] = {}
+        self._twins = np.empty(0, np.int64)
         self._parts: dict[bool, dict[str, Part]] = {}
         """The splits as the teachers see them, and as they are given to the students."""
         if hasattr(type(self), "spec"):
@@ -259,24 +261,36 @@ class SampleSet(Dataset):
         self._parts = {False: parts, True: self._as_given(parts)}
 
     def _unlabelled(self, transfer_set: transfer.Transfer, pieces: Mapping[str, Piece]) -> Piece:
-        """The transfer set; tells how many of its samples are tested, too."""
+        """The transfer set; which of its samples stand in the set's own files, too, is noted."""
         columns = self._inputs[self._default].columns
         samples, count = transfer_set.read(columns, self.device, self._shelf, self._say), len(transfer_set)
-        own, tested = (pieces[split].inputs[self._default] for split in ("train", "test"))
+        own = pieces["train"].inputs[self._default]
         kinds = {getattr(inputs, "dtype", np.uint8) == np.float32 for inputs in (samples, own)}
         if self.pictures and len(kinds) > 1:
             raise DataError(
                 f"dataset.{transfer.KEY}: of it and the training set one holds pictures of bytes and the other one of "
                 "floats; save both alike"
             )
-        rows = np.arange(count)
-        both = chunks(samples, rows), chunks(tested, pieces["test"].rows)
-        if known := transfer.known_among(*both):
-            self._say(
-                f"{known:,} of the {count:,} samples of the transfer set are test samples, too: what learns from them "
-                "has seen what it is tested on; leave them out"
-            )
+        rows, self._twins = np.arange(count), np.full(count, -1)
+        for split in ("train", "validation", "test"):
+            others = pieces[split].inputs[self._default]
+            if split == "test" or isinstance(
+                others, np.ndarray
+            ):  # to decode a whole training set takes its time
+                found = transfer.places_among(chunks(samples, rows), chunks(others, pieces[split].rows))
+                self._known_twice[split] = int((found >= 0).sum())
+                self._twins = found if split == "train" else self._twins
         return Piece({self._default: samples}, rows, np.full(count, HIDDEN))
+
+    @property
+    def transfer_samples(self) -> int:
+        """How many the transfer set holds."""
+        return 0 if self._transfer is None else len(self._transfer)
+
+    @property
+    def shared_by_transfer_set(self) -> Mapping[str, int]:
+        """How many samples of the transfer set stand in each split, too."""
+        return self._known_twice
 
     def _sources(self, pieces: Mapping[str, Piece]) -> dict[str, dict[str, Source]]:
         """Where the samples of each split come from, by input."""
@@ -338,7 +352,10 @@ class SampleSet(Dataset):
             few[seen] = labels[seen]
             given["train"] = replace(given["train"], given=torch.from_numpy(few).to(self.device))
         if "transfer" in parts:
-            given["train"] = given["train"].followed_by(parts["transfer"])
+            twins = parts["train"].labels.cpu().numpy()[self._twins[self._twins >= 0]]
+            self._known_twice["left out"] = int(np.isin(twins, left_out).sum())
+            others = replace(parts["transfer"], places=torch.from_numpy(self._twins))
+            given["train"] = given["train"].followed_by(others)
         return given
 
     def _hash(self, test: Piece) -> str:
@@ -523,7 +540,7 @@ class SampleSet(Dataset):
     def places(self, given: bool = False) -> np.ndarray:
         """Where in the training set the samples stand that its teachers see, or its students (N,) int64.
 
-        -1 for those of a transfer set.
+        -1 for those of a transfer set that do not stand there.
         """
         return self._parts[given]["train"].places.numpy()
 

@@ -28,6 +28,7 @@ from kdrun.data.files import (
     rows_of_csv,
     some,
 )
+from kdrun.data.inputs import told_apart
 from kdrun.data.sources import Inputs
 from kdrun.errors import DataError, shown
 
@@ -74,7 +75,7 @@ def _blamed(key: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"dataset.{KEY}.{key}: {error}") from error
+        raise DataError(f"dataset.{KEY}.{key}: {str(error).removeprefix('dataset: ')}") from error
 
 
 class Folder:
@@ -107,7 +108,8 @@ class Folder:
         self, columns: Sequence[str], device: torch.device, shelf: Shelf | None, say: Callable[[str], None]
     ) -> Inputs:
         """The pictures decoded, where there is room for them, and otherwise to be decoded while they are used."""
-        found = decoded(self._pictures, self._root, device, shelf, say)
+        with _blamed("root"):
+            found = decoded(self._pictures, self._root, device, shelf, say)
         return self._pictures if found is None else found.transpose(0, 3, 1, 2)
 
 
@@ -142,21 +144,22 @@ class File:
         self, columns: Sequence[str], device: torch.device, shelf: Shelf | None, say: Callable[[str], None]
     ) -> Inputs:
         """The samples, a table's columns in the order of the set's; raises ``DataError`` where these are others."""
-        if not columns or not self._columns or self._columns == list(columns):
+        own, wanted = told_apart(self._columns), told_apart(columns)
+        if not columns or not own or own == wanted:
             return self._samples
-        if sorted(self._columns) != sorted(columns):
+        if sorted(own) != sorted(wanted):
             told = [
                 f"{word} {some(names)}"
                 for word, names in (
-                    ("lacks", sorted(set(columns) - set(self._columns))),
-                    ("adds", sorted(set(self._columns) - set(columns))),
+                    ("lacks", sorted(set(wanted) - set(own))),
+                    ("adds", sorted(set(own) - set(wanted))),
                 )
                 if names
             ]
             raise DataError(
                 f"dataset.{KEY}.path: {self._path} has other columns than the data set: it {' and '.join(told)}"
             )
-        return self._samples[:, [self._columns.index(name) for name in columns]]
+        return self._samples[:, [own.index(name) for name in wanted]]
 
 
 def _table(path: Path, label: str) -> tuple[list[str], np.ndarray]:
@@ -182,10 +185,10 @@ def _of_form(x: np.ndarray, path: Path, shape: Sequence[int]) -> np.ndarray:
     return as_inputs(fitting, "x", path, None if len(shape) == 1 else list(shape))
 
 
-def known_among(samples: Iterable[Tensor], others: Iterable[Tensor]) -> int:
-    """How many of the samples, some at a time, equal one of the others to the bit."""
-    known = set(_hashes(others))
-    return sum(one in known for one in _hashes(samples))
+def places_among(samples: Iterable[Tensor], others: Iterable[Tensor]) -> np.ndarray:
+    """Which of others each of the samples (N,), some at a time, equals to the bit; -1 where it equals none."""
+    known = {told: place for place, told in enumerate(_hashes(others))}
+    return np.array([known.get(told, -1) for told in _hashes(samples)])
 
 
 def _hashes(samples: Iterable[Tensor]) -> Iterator[bytes]:

@@ -140,7 +140,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "agrees, copies errors": "the share of samples on which student and teachers say the same: of the test set, of "
         "the training set, and of the test samples that the teachers have wrong",
         "left out": "the share that is recognised of the test samples of the classes that were left out: of these the "
-        "students saw no sample, and their teachers did",
+        "students saw no sample but what a transfer set may hold, and their teachers did",
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "
         "temperature that was fitted on the validation share",
         "params, MACs, bytes, ms": "of the exported student: no adapter, no teacher; one sample at a time, "

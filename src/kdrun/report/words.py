@@ -34,7 +34,7 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         left_out = _left_out(_of(rows, experiment, student))
         sentences = [*_of_student(own, alone, of_student), *left_out, *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
-    return [*said, *_of_ensembles(rows), *_of_teachers(rows)]
+    return [*said, *_of_ensembles(rows), *_of_teachers(rows), *_tested_in_transfer(rows)]
 
 
 def _of(rows: Sequence[Row], experiment: str, student: str) -> list[Row]:
@@ -209,6 +209,16 @@ def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> st
 
 def _how(verdict: str) -> str:
     return "is not distinguishable from" if verdict == LEVEL_WITH else f"is {verdict} than"
+
+
+def _tested_in_transfer(rows: Sequence[Row]) -> Iterable[str]:
+    """A word on students that may have seen what they are tested on."""
+    counts = [(row["protocol"] or {}).get("tested_in_transfer") for row in rows]
+    if most := max(filter(None, counts), default=0):
+        yield (
+            f"{_counted(most, 'sample')} of a transfer set are test samples, too: what learnt from them has seen what "
+            "it is tested on"
+        )
 
 
 def _of_teachers(rows: Sequence[Row]) -> Iterable[str]:

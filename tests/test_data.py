@@ -1867,6 +1867,17 @@ def test_a_control_of_matched_cost_counts_the_samples_that_it_sees(tmp_path):
     assert epochs["kd"] == 1 and epochs["matched-cost"] == -(-64 * 4 // (own * 3))
 
 
+def test_a_transfer_set_of_a_named_input_is_of_that_name(tmp_path):
+    x, y = pool()
+    np.savez(tmp_path / "set.npz", sensor=x, y=y)
+    np.savez(tmp_path / "more.npz", sensor=x[:4] + 1)
+    options = {"path": str(tmp_path / "set.npz"), "inputs": ["sensor"]}
+    dataset = loaded("arrays", **options, transfer_set={"path": str(tmp_path / "more.npz")})
+    assert dataset.transfer_samples == 4 and dataset.spec.default_view == "sensor"
+    with pytest.raises(DataError, match=r"^dataset\.transfer_set\.path: .*holds x; it must hold sensor"):
+        make("arrays", **options, transfer_set=transfer_of(tmp_path, x))
+
+
 def test_two_columns_of_one_name_are_told_apart_in_a_transfer_set_too(tmp_path):
     for name, header in (("set", "a,b,b,label"), ("more", "b,a,b,label")):
         lines = [f"{n},{10 + n},{100 + n * n},{n % 2}" for n in range(12)]

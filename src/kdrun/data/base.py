@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 class Some(NamedTuple):
     """What a batch is made of: positions in the split, on the CPU and on the device, labels, and stored samples."""
 
-    places: Tensor
+    order: Tensor
     positions: Tensor
     labels: Tensor
     samples: Mapping[str, Tensor]
@@ -405,17 +405,17 @@ class SampleSet(Dataset):
 
     def _order(self, train: Part, draw: Draw, epoch: int, first: int) -> Tensor:
         """The positions (steps - first, batch) of an epoch's batches."""
-        known = train.given.cpu() != HIDDEN
-        if draw.labelled_share is not None and not known.all():
-            both = known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)
-            return sampling.shared_order(*both, draw, epoch, self.steps(draw), first)
-        if draw.labelled_only:
-            some = known.nonzero().squeeze(1)
-        elif self.config.leave_out and draw.given:
-            some = torch.arange(len(train.rows))
-        else:
-            return sampling.epoch_order(len(train.rows), draw, epoch, first)
-        return sampling.stream_order(some, draw, epoch, self.steps(draw), first)
+        if draw.labelled_only or draw.labelled_share is not None:
+            known = train.given.cpu() != HIDDEN
+            some, others = known.nonzero().squeeze(1), (~known).nonzero().squeeze(1)
+            if draw.labelled_only:
+                return sampling.stream_order(some, draw, epoch, self.steps(draw), first)
+            if len(others):
+                return sampling.shared_order(some, others, draw, epoch, self.steps(draw), first)
+        if self.config.leave_out and draw.given:
+            every = torch.arange(len(train.rows))
+            return sampling.stream_order(every, draw, epoch, self.steps(draw), first)
+        return sampling.epoch_order(len(train.rows), draw, epoch, first)
 
     def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
         """A query for each training sample of a draw, augmented, in an order of their own."""
@@ -442,10 +442,10 @@ class SampleSet(Dataset):
             if view not in self._shown:
                 continue
             if view in fixed:
-                drawn = _rows(fixed[view], some.places)
+                drawn = _rows(fixed[view], some.order)
             else:
                 what = way.purpose + purpose
-                drawn = self._drawn(way, len(some.places), draw.seed, draw.purpose, what, *when)
+                drawn = self._drawn(way, len(some.order), draw.seed, draw.purpose, what, *when)
             views[view] = self._inputs[way.name].seen(some.samples[way.name], way.parts, drawn)
         return views
 
@@ -491,7 +491,7 @@ class SampleSet(Dataset):
         for some in train.gather(torch.arange(len(train.rows)), batch_size, train.labels):
             views = {
                 name: own.seen(
-                    some.samples[name], self._augmented[name].parts, _rows(fixed[name], some.places)
+                    some.samples[name], self._augmented[name].parts, _rows(fixed[name], some.order)
                 )
                 for name, own in self._inputs.items()
             }

@@ -66,7 +66,8 @@ def opened(config: DatasetConfig, shapes: Sequence[Sequence[int]]) -> Transfer |
         return Folder(Path(os.path.expanduser(given.root)), shape)
     assert given.path is not None
     with _blamed("path"):
-        return File(Path(os.path.expanduser(given.path)), shape, getattr(config, "label", "label"))
+        [array] = getattr(config, "inputs", None) or ["x"]
+        return File(Path(os.path.expanduser(given.path)), shape, array, getattr(config, "label", "label"))
 
 
 @contextmanager
@@ -114,22 +115,22 @@ class Folder:
 
 
 class File:
-    """The ``x`` of a .npz file, or the columns of a .csv file but for the labels."""
+    """An array of a .npz file, or the columns of a .csv file but for the labels."""
 
-    def __init__(self, path: Path, shape: Sequence[int], label: str) -> None:
+    def __init__(self, path: Path, shape: Sequence[int], array: str, label: str) -> None:
         self._path, self._columns = path, list[str]()
         if not path.is_file():
             raise DataError(f"there is no file {path}; write the path of a .npz or .csv file")
         if path.suffix.lower() == ".npz":
             arrays = archive(path)
-            if "x" not in arrays:
-                raise DataError(f"{path}: holds {some(arrays) or 'nothing'}; it must hold x")
-            x = arrays["x"]
+            if array not in arrays:
+                raise DataError(f"{path}: holds {some(arrays) or 'nothing'}; it must hold {array}")
+            x = arrays[array]
         elif path.suffix.lower() == ".csv":
             self._columns, x = _table(path, label)
         else:
             raise DataError(f"{path} is neither a .npz nor a .csv file; write one of these")
-        self._samples = _of_form(x, path, shape)
+        self._samples = _of_form(x, array, path, shape)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -172,7 +173,7 @@ def _table(path: Path, label: str) -> tuple[list[str], np.ndarray]:
     return columns, np.array(rows).reshape(len(rows), len(columns))
 
 
-def _of_form(x: np.ndarray, path: Path, shape: Sequence[int]) -> np.ndarray:
+def _of_form(x: np.ndarray, name: str, path: Path, shape: Sequence[int]) -> np.ndarray:
     """Samples as a data set keeps those of a ``shape``: rows float64, pictures uint8 or float32 in [0, 1]."""
     if x.ndim < 2 or not x.size:
         raise DataError(f"{path}: holds no samples; x is {x.shape}")
@@ -182,7 +183,7 @@ def _of_form(x: np.ndarray, path: Path, shape: Sequence[int]) -> np.ndarray:
             f"{path}: its samples are of shape {shown(list(x.shape[1:]))}, and those of the data set of {list(shape)}; "
             "bring both into one form"
         )
-    return as_inputs(fitting, "x", path, None if len(shape) == 1 else list(shape))
+    return as_inputs(fitting, name, path, None if len(shape) == 1 else list(shape))
 
 
 def places_among(samples: Iterable[Tensor], others: Iterable[Tensor]) -> np.ndarray:

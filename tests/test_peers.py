@@ -1,15 +1,16 @@
 """Students without a teacher: peers that learn along, their own past, the average of their weights, their exits."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from kdrun import assembly, rehearsal, split
+from kdrun import assembly, models, rehearsal, split
 from kdrun.errors import ConfigError
 from kdrun.plan import plan
-from support import checked, outcome, problems, run, students
+from support import checked, outcome, problems, results, run, students
 
 TABLE = """
 name: peers
@@ -316,6 +317,52 @@ def test_exits_learn_the_labels_as_smoothly_as_the_student():
     made, *_ = students(TABLE, "methods=[be-your-own-teacher]", "training.label_smoothing=0.2")
     (loss,) = made["be-your-own-teacher"].objective.named["exits"].losses
     assert loss.labels.config.label_smoothing == 0.2
+
+
+def test_peers_may_be_of_other_architectures(tmp_path):
+    other = "{use: mutual, set: {mutual.models: [{kind: mlp, hidden: [5]}, gru]}}"
+    shaped = "dataset={kind: synthetic, shape: [4, 3, 3], classes: 3, samples: 48, test_samples: 24}"
+    made, _, dataset, planned = students(TABLE, shaped, f"methods=[{other}]", "controls=[matched-cost]")
+    (loss,) = made["mutual"].objective.named["mutual"].losses
+    assert [type(peer).__name__ for peer in loss.peers] == ["MLP", "GRU"]
+    student, before = made["mutual"], [copy.deepcopy(peer.state_dict()) for peer in loss.peers]
+    for batch in dataset.batches(student.draw, 0):
+        student.step(batch, {})
+    student.flush()
+    assert student.failure is None
+    assert not any(alike(then, peer.state_dict()) for then, peer in zip(before, loss.peers, strict=True))
+    own = [models.macs(one, (4, 3, 3)) for one in (student.model, *loss.peers)]
+    epochs = {one.method: one.training.epochs for one in planned.runs}
+    assert epochs["matched-cost"] == -(-epochs["mutual"] * sum(own) // own[0])
+    twice = [students(TABLE, shaped, "methods=[mutual]")[3].runs, planned.runs]
+    assert len({one.fingerprint for runs in twice for one in runs if one.method == "mutual"}) == 2
+    run(TABLE, tmp_path, shaped, f"methods=[{other}]")
+    assert "peers" not in " ".join(results(tmp_path)["students/student/mutual/seed-1"].weights())
+
+
+NO_PEERS = {
+    "[mpl]": "there is no model 'mpl'; did you mean 'mlp'?",
+    "[tree]": "'tree' is trained in no steps, and a peer is; name a network",
+    "[ensemble]": "'ensemble' is trained in no steps, and a peer is; name a network",
+    "[{kind: mlp, hiden: [3]}]": "hiden: Extra inputs are not permitted",
+    "[{kind: mlp, initial_weights: w.safetensors}]": "a peer starts from weights of its own; name no others",
+    "[]": "models",
+}
+
+
+@pytest.mark.parametrize(("written", "words"), NO_PEERS.items(), ids=NO_PEERS)
+def test_what_can_be_no_peer_is_refused_with_its_place(written, words):
+    told = problems(TABLE, f"methods=[{{use: mutual, set: {{mutual.models: {written}}}}}]")
+    assert words in told and "methods.mutual" in told
+
+
+def test_peers_are_counted_once_and_fit_the_data():
+    told = problems(TABLE, "methods=[{use: mutual, set: {mutual.models: [mlp], mutual.peers: 2}}]")
+    assert "`models` says how many peers there are; remove `peers`" in told
+    config = checked(TABLE, "methods=[{use: mutual, set: {mutual.models: [cnn]}}]")
+    dataset = assembly.open_dataset(config)
+    with pytest.raises(ConfigError, match=r"methods\.mutual\.set\.mutual\.models: 'cnn' reads pictures"):
+        rehearsal.rehearse(plan(config, dataset), dataset, torch.device("cpu"))
 
 
 def test_without_a_teacher_what_peers_cost_can_be_matched():

@@ -15,7 +15,7 @@ from kdrun import models, registry
 from kdrun.config import Config
 from kdrun.config.finished import number_problems, sample_problems
 from kdrun.console import Console
-from kdrun.contracts import Batch, Dataset, Model, Outputs, Shelf, Spec
+from kdrun.contracts import Batch, Dataset, Model, ModelConfig, Outputs, Shelf, Spec, Twin
 from kdrun.errors import (
     DataError,
     DeviceError,
@@ -268,14 +268,17 @@ def dry_surroundings(
     )
 
 
-def _twins(run: Run, spec: Spec, device: torch.device) -> Callable[[str, int], Model]:
-    """What makes networks of a run's architecture that start from weights of their own, for a term by number."""
+def _twins(run: Run, spec: Spec, device: torch.device) -> Callable[[str], Twin]:
+    """What makes networks for a term, which start from weights of their own: of a run's architecture, or of another."""
 
-    def twin(label: str, number: int) -> Model:
-        other = replace(run.without_files(), seed=derive(run.seed, "twin", label, number))
-        return fresh_network(other, spec, device).model
+    def of_term(label: str) -> Twin:
+        def twin(number: int, model: ModelConfig | None = None) -> Model:
+            other = replace(run, model=model or run.model, seed=derive(run.seed, "twin", label, number))
+            return fresh_network(other.without_files(), spec, device).model
 
-    return twin
+        return twin
+
+    return of_term
 
 
 def student_of(run: Run, around: Surroundings, steps: int) -> Student:

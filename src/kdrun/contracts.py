@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,11 +273,24 @@ class LossConfig(Schema):
         """What networks like the student's cost that it runs, in forward passes a step; a backward pass costs two."""
         return 0
 
+    @property
+    def networks(self) -> Sequence[ModelConfig]:
+        """Networks of other architectures that it trains along with the student."""
+        return ()
+
     def weight_in(self, epoch: int, epochs: int) -> float:
         """The weight in an epoch, counted from 0, of so many."""
         if not self.first_epoch <= epoch + 1 <= (self.last_epoch or epochs):
             return 0.0
         return self.weight * (self.schedule.factor(epoch, epochs) if self.schedule else 1.0)
+
+
+class Twin(Protocol):
+    """Makes networks of a student's architecture, or of another one, by their number."""
+
+    def __call__(self, number: int, model: ModelConfig | None = None) -> Model:
+        """A network at its first step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -289,8 +302,8 @@ class Context:
     ``labels`` are the training labels as the student sees them; ``teacher_state`` the teacher's weights and
     statistics, read-only, and ``teacher_head`` the name of its classifier. ``survey`` goes once over the training
     set, not augmented, with the labels that the student sees and the teacher's outputs. ``view`` is what the student
-    looks at, and ``twin`` makes networks of its architecture that start from other weights, by their number from 1 on;
-    ``student_state`` gives its weights and statistics as they are when it is called, read-only.
+    looks at, and ``twin`` makes networks of its architecture, or of a given one, that start from other weights, by
+    their number from 1 on; ``student_state`` gives its weights and statistics as they are when it is called, read-only.
     """
 
     batch: Batch
@@ -304,7 +317,7 @@ class Context:
     teacher_head: str | None
     survey: Callable[[], Iterable[tuple[Batch, Outputs]]]
     view: str
-    twin: Callable[[int], Model]
+    twin: Twin
     student_state: Callable[[], Mapping[str, Tensor]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ from kdrun.contracts import (
     Loss,
     LossConfig,
     Mask,
-    Model,
     Outputs,
     Taps,
+    Twin,
 )
 from kdrun.errors import Mismatch, did_you_mean
 from kdrun.losses.numerics import bounded, certainty
@@ -47,8 +46,8 @@ class Surroundings:
     """What the losses of one student are built from.
 
     ``batch`` is one dry batch, with ``labels`` as the student sees them, like the training set's; ``survey`` goes
-    over the training set with a teacher, ``validation`` over the validation samples. ``twin`` makes networks like the
-    student's, for a term by number.
+    over the training set with a teacher, ``validation`` over the validation samples. ``twin`` gives a term what makes
+    networks like the student's.
     """
 
     student: Network
@@ -61,7 +60,7 @@ class Surroundings:
     seed: int
     survey: Survey
     validation: Survey
-    twin: Callable[[str, int], Model]
+    twin: Callable[[str], Twin]
     label_smoothing: float = 0.0
     tables: dict[str, LayerTable] = field(default_factory=dict)
 
@@ -321,7 +320,7 @@ def _context(around: Surroundings, teacher: Frozen | None, label: str) -> Contex
         teacher_head=teacher.model.head if teacher else None,
         survey=lambda: around.survey(teacher) if teacher else (),
         view=around.student.view,
-        twin=functools.partial(around.twin, label),
+        twin=around.twin(label),
         student_state=around.student.model.state_dict,
     )
 

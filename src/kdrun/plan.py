@@ -289,7 +289,9 @@ def _macs_of_a_step(run: Run, config: Config, dataset: Dataset) -> int:
     views = len(further | {None})
     taught = sum(views * _macs(teacher, spec) for teacher in run.teachers.values())
     passes = 3 + sum(loss.passes for loss in run.losses)
-    return samples * (views * passes * _macs(run, spec) + taught)
+    others = [replace(run, model=model) for loss in run.losses for model in loss.networks]
+    own = passes * _macs(run, spec) + 3 * sum(_macs(other, spec) for other in others)
+    return samples * (views * own + taught)
 
 
 def _macs(run: Run, spec: Spec) -> int:

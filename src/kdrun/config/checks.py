@@ -305,7 +305,7 @@ def _runs_further(experiment: Experiment) -> bool:
         if list(_method_problems(method, path)):
             continue
         with suppress(ConfigError):  # said of the method itself
-            if any(loss.passes for loss in expanded_method(method, path, []).losses):
+            if any(loss.passes or loss.networks for loss in expanded_method(method, path, []).losses):
                 return True
     return False
 

@@ -4,17 +4,55 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import Tensor, nn
 
-from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published
+from kdrun import registry
+from kdrun.contracts import Batch, Context, Loss, LossConfig, ModelConfig, Outputs, Published
+from kdrun.errors import Mismatch, did_you_mean
 from kdrun.losses.base import Temperature, main_classes
 from kdrun.losses.labels import CrossEntropy
 from kdrun.losses.numerics import exact, full, own, relative_entropy
+from kdrun.schema import kind_alone
+
+
+def _network(value: object) -> ModelConfig:
+    """The config of a network that gradients can train from its first weights on; raises ``ValueError``."""
+    if isinstance(value, ModelConfig):
+        return value
+    given = kind_alone(value)
+    kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
+    if kind not in registry.MODELS:
+        raise ValueError(f"there is no model '{kind}'; {did_you_mean(kind, registry.MODELS)}")
+    if registry.MODELS[kind].fitted or registry.MODELS[kind].combines:
+        raise ValueError(f"'{kind}' is trained in no steps, and a peer is; name a network")
+    try:
+        config: ModelConfig = registry.MODELS[kind].Config.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    if config.initial_weights is not None or getattr(config, "pretrained", False):
+        raise ValueError("a peer starts from weights of its own; name no others")
+    return config
+
+
+AnyNetwork = Annotated[
+    SerializeAsAny[ModelConfig],
+    BeforeValidator(_network),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+]
 
 
 class PeerConfig(LossConfig):
@@ -22,17 +60,30 @@ class PeerConfig(LossConfig):
 
     peers: int = Field(default=1, ge=1, le=9)
     """how many networks of the student's architecture learn along with it, from other first weights"""
+    models: list[AnyNetwork] | None = Field(default=None, min_length=1, max_length=9)
+    """peers of other architectures instead: `[{kind: cnn}, mlp]`"""
     label_smoothing: float | None = Field(default=None, ge=0, le=1)
     """of the labels that the peers learn; the training's where nothing is said"""
 
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.models is not None and "peers" in self.model_fields_set:
+            raise ValueError("`models` says how many peers there are; remove `peers`")
+        return self
+
     @property
     def passes(self) -> int:
-        """Forward and backward of each peer."""
-        return 3 * self.peers
+        """Forward and backward of each peer that is like the student."""
+        return 0 if self.models else 3 * self.peers
+
+    @property
+    def networks(self) -> Sequence[ModelConfig]:
+        """The peers that are not."""
+        return self.models or ()
 
 
 class _Peers(Loss):
-    """Networks like the student's that see what it sees, and learn from the labels and from all others.
+    """Networks that see what the student sees, and learn from the labels and from all others.
 
     The peers' own losses are left out of the value and not of the gradient: what is logged is the student's.
     """
@@ -43,9 +94,15 @@ class _Peers(Loss):
     view: str
 
     def build(self, context: Context) -> None:
-        """Make the peers."""
-        self.view = context.view
-        self.peers = nn.ModuleList(context.twin(number) for number in range(1, self.config.peers + 1))
+        """Make the peers; raises ``Mismatch`` where one cannot read what the student sees."""
+        self.view, models = context.view, self.config.models
+        try:
+            self.peers = nn.ModuleList(
+                context.twin(number, models[number - 1]) if models else context.twin(number)
+                for number in range(1, len(models or range(self.config.peers)) + 1)
+            )
+        except Mismatch as error:
+            raise Mismatch(str(error), error.hint, "models") from error
         self.labels = CrossEntropy(
             CrossEntropy.Config(kind="ce", label_smoothing=self.config.label_smoothing)
         )
@@ -68,7 +125,7 @@ class MutualLearning(_Peers):
     """Deep mutual learning: mean over peers k and samples of KL(p_k ‖ softmax(z)), at temperature 1.
 
     Logits (B, C). Each peer learns the same of the student and of the other peers, and the labels. Peers are of the
-    student's architecture, and are thrown away when it has learnt.
+    student's architecture or of those that `models` names, and are thrown away when it has learnt.
 
     Source: Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2018.
     Trap: the authors' networks take turns, and each sees what the others say after their steps; here all step at once.
@@ -101,7 +158,7 @@ class CollaborativeLearning(_Peers):
     Logits (B, C). t are the logits of all networks together, the student's included: for each class the least of
     z_c − z_y (`min-logit`, y the label, or where it is hidden what the networks' mean logits say), each sample's own
     from the network that explains its label best (`best`), or their mean. Each peer learns the same, and the labels.
-    Peers are of the student's architecture, and are thrown away when it has learnt.
+    Peers are of the student's architecture or of those that `models` names, and are thrown away when it has learnt.
 
     Source: Guo et al., "Online Knowledge Distillation via Collaborative Learning", 2020.
     Trap: the authors show each network another augmentation; here all see the same one. A weight other than 1 also

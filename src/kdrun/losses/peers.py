@@ -67,7 +67,7 @@ class PeerConfig(LossConfig):
 
     @model_validator(mode="after")
     def _counted_once(self) -> Self:
-        if self.models is not None and "peers" in self.model_fields_set:
+        if self.models is not None and self.peers not in (1, len(self.models)):
             raise ValueError("`models` says how many peers there are; remove `peers`")
         return self
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from kdrun.contracts import Model, ModelConfig
 
+TOLERANCE = 0.001
+"""What a cascade may score less than its last member on validation samples, where nothing is said."""
 HALF_A_VOTE = 0.5
 """What the mean probability counts beside the votes: it decides between equal ones, and never against the most."""
 
@@ -138,12 +140,12 @@ class Cascade(Combined):
         """the probability of its most probable class that a member has to exceed to answer: one number for all but the
         last, or one for each of them; where nothing is said, chosen on the validation share: the fewest
         multiply-accumulates (of which a tree has none) for a score there within the tolerance"""
-        tolerance: float = Field(default=0.001, ge=0, le=1)
+        tolerance: float = Field(default=TOLERANCE, ge=0, le=1)
         """how much less than the last member's the score may be on the validation share, where that chooses"""
 
         @model_validator(mode="after")
         def _tolerates_where_it_chooses(self) -> Self:
-            if self.confidence is not None and "tolerance" in self.model_fields_set:
+            if self.confidence is not None and self.tolerance != TOLERANCE:
                 raise ValueError("`tolerance` counts where `confidence` is not given; remove one")
             return self
 

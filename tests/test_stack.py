@@ -56,10 +56,15 @@ def learnt(folder):
             "training.optimizer.lr=0.0001",
             "training.epochs=1",
         ),
+        (
+            "student.model={kind: vit, dim: 8, depth: 1, heads: 2, patch: 4, distillation_token: true}",
+            "training.optimizer.lr=0.0001",
+            "training.epochs=1",
+        ),
         ("dataset.labels_per_class=3",),
         ("dataset.leave_out=[0]",),
     ],
-    ids=["sgd", "adamw-ema-clip", "batch-norm-mixup", "vit", "few-labels", "class-left-out"],
+    ids=["sgd", "adamw-ema-clip", "batch-norm-mixup", "vit", "vit-token", "few-labels", "class-left-out"],
 )
 def test_stacked_students_learn_what_they_learn_alone(tmp_path, monkeypatch, overrides):
     config = text()

@@ -29,6 +29,8 @@ HIDDEN = -1
 """The label of a sample whose label the student may not see."""
 
 Split = Literal["train", "validation", "test"]
+Side = Literal["labels", "teachers"]
+"""What a term learns from."""
 Arithmetic = Literal["fp32", "bf16", "bf16 autocast"]
 Combine = Literal["mean", "mean-logits", "mean-loss", "fixed", "fitted", "entropy", "best", "random"]
 
@@ -98,6 +100,11 @@ class Outputs:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     views: dict[str, Outputs] = field(default_factory=dict)
+
+    def at(self, head: str) -> Outputs:
+        """The same with the logits that a tapped layer gives, in float32."""
+        views = {name: said.at(head) for name, said in self.views.items()}
+        return Outputs(self.features[head].float(), self.features, views)
 
     def rows(self, rows: Tensor) -> Outputs:
         """What it says of some of the samples, by their positions (K,)."""
@@ -208,6 +215,9 @@ class Model(Component, nn.Module):
     """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
     head: str
     """Name of the classifier."""
+    heads: Mapping[Side, str] = {}
+    """Where the classifier is two, whose logits are averaged: the names of the one that learns from labels and of the
+    one that learns from teachers."""
     fitted: ClassVar[bool] = False
     """Whether it is fitted at once, in no steps and without gradients; see ``models.fitted``."""
     combines: ClassVar[bool] = False

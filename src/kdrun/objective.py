@@ -23,11 +23,14 @@ from kdrun.contracts import (
     LossConfig,
     Mask,
     Outputs,
+    Side,
     Taps,
     Twin,
 )
 from kdrun.errors import Mismatch, did_you_mean
+from kdrun.losses.labels import LabelLoss
 from kdrun.losses.numerics import bounded, certainty
+from kdrun.losses.selves import PastSelf
 from kdrun.models import Frozen, Network
 from kdrun.optimization import Stage, stage_at
 from kdrun.randomness import derive
@@ -72,7 +75,10 @@ class Surroundings:
 
 
 class Term(nn.Module):
-    """One weighted term: one loss on all its teachers, or on what they say together, or a loss for each."""
+    """One weighted term: one loss on all its teachers, or on what they say together, or a loss for each.
+
+    ``head`` is the layer whose logits it looks at, where the student has several; else it looks at the student's own.
+    """
 
     factor: Tensor
 
@@ -82,9 +88,10 @@ class Term(nn.Module):
         losses: Sequence[Loss],
         taps: Mapping[str, Taps],
         shares: Sequence[float] | None = None,
+        head: str | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.taps = config, taps
+        self.config, self.taps, self.head = config, taps, head
         self.label, self.teachers = config.label, config.teachers
         self.losses = nn.ModuleList(losses)
         self.register_buffer("factor", torch.ones(()), persistent=False)
@@ -120,6 +127,8 @@ class Term(nn.Module):
         """The weighted term, a scalar; 0 where it weighs nothing."""
         if not self.counts:
             return student.logits.new_zeros(())
+        if self.head is not None:
+            student = student.at(self.head)
         weigh = self._weigh({name: taught[name] for name in self.teachers}, batch)
         taught = self._heard(taught, batch)
         if self.config.mask is None:
@@ -233,8 +242,32 @@ def _combined_logits(said: Sequence[Outputs], config: LossConfig, temperature: f
     return temperature * (log_p + weigh(logits)[:, :, None].log()).logsumexp(dim=0)
 
 
-def build_term(config: LossConfig, around: Surroundings) -> Term:
-    """A term with its layers tapped and its adapters made; raises ``Mismatch``."""
+def sides(configs: Sequence[LossConfig]) -> list[Side | None]:
+    """What each term of a mix learns from, where the mix has terms on labels and terms on teachers' logits.
+
+    In any other mix it is None for all: each looks at what the student says in the end, so that nothing of it stays
+    untaught.
+    """
+    found = [_side(config) for config in configs]
+    weighing = [
+        side
+        for side, config in zip(found, configs, strict=True)
+        if config.weight and (side == "labels" or registry.LOSSES[config.kind].on_logits)
+    ]
+    return found if {"labels", "teachers"} <= {*weighing} else [None] * len(found)
+
+
+def _side(config: LossConfig) -> Side | None:
+    if config.teachers:
+        return "teachers"
+    return "labels" if issubclass(registry.LOSSES[config.kind], LabelLoss | PastSelf) else None
+
+
+def build_term(config: LossConfig, around: Surroundings, side: Side | None = None) -> Term:
+    """A term with its layers tapped and its adapters made; raises ``Mismatch``.
+
+    It looks at the logits of the student's part for one ``side``, where there is such a part.
+    """
     loss_class = registry.LOSSES[config.kind]
     names = config.teachers
     together = loss_class.on_logits and config.combine != "mean-loss"
@@ -246,7 +279,9 @@ def build_term(config: LossConfig, around: Surroundings) -> Term:
         loss = loss_class(config)
         taps |= _build(loss, group, place, around)
         losses.append(loss.to(around.batch.labels.device))
-    return Term(config, losses, taps, _fitted(config, around)).to(around.batch.labels.device)
+    head = around.student.model.heads.get(side) if side else None
+    around.student.tap([head] if head else [])
+    return Term(config, losses, taps, _fitted(config, around), head).to(around.batch.labels.device)
 
 
 def _fitted(config: LossConfig, around: Surroundings) -> list[float] | None:
@@ -331,8 +366,8 @@ class Objective(nn.Module):
     def __init__(self, configs: Sequence[LossConfig], surroundings: Surroundings) -> None:
         super().__init__()
         terms = [
-            build_term(_with_smoothing(config, surroundings.label_smoothing), surroundings)
-            for config in configs
+            build_term(_with_smoothing(config, surroundings.label_smoothing), surroundings, side)
+            for config, side in zip(configs, sides(configs), strict=True)
         ]
         self.terms = nn.ModuleList(terms)
         self.named = {term.label: term for term in terms}

@@ -29,6 +29,8 @@ STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set"}
 """Keys of a data set that decide nothing for a teacher."""
 LATER = {"leave_out", "transfer_set"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
+LATER_OF_MODELS = {"distillation_token"}
+"""Options of models of which the same is true."""
 
 ROLES = ("teacher", "student")
 Way = Literal["read", "combined", "fitted", "trained"]
@@ -118,7 +120,7 @@ class Run:
             "role": self.role,
             "device": self.device,
             "dataset": self._data_seen(),
-            "model": self.model.model_dump(mode="json", exclude={"initial_weights"}),
+            "model": self.model.model_dump(mode="json", exclude={"initial_weights"} | self._idle_of_model),
             "view": self.view,
             "plugins": self._plugin_code(),
         }
@@ -139,6 +141,10 @@ class Run:
             "momentum_gap": self.momentum_gap,
             **({"folds": self.folds} if self.folds else {}),
         }
+
+    @property
+    def _idle_of_model(self) -> set[str]:
+        return {key for key in LATER_OF_MODELS if not getattr(self.model, key, None)}
 
     def _training_inputs(self) -> dict[str, Any]:
         """What of its training decides the result."""

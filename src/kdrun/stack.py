@@ -84,17 +84,21 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _always_on_logits(student: Student) -> bool:
-    """Whether every step reaches all weights, by a term of a family that looks at the student's logits.
+    """Whether every step reaches all weights, by terms of families that look at the student's logits, or its heads'.
 
     One that is not reached gets no gradient; in a stack it would get one of 0, and with it decay and momentum.
     """
     epochs = student.training.epochs
-    terms = [
-        term.config
-        for term in student.objective.named.values()
-        if isinstance(term.losses[0], LabelLoss | PastSelf | OnLogits) and term.config.mask is None
-    ]
-    return any(all(term.weight_in(epoch, epochs) for epoch in range(epochs)) for term in terms)
+    terms = student.objective.named.values()
+    reached = {
+        term.head
+        for term in terms
+        if isinstance(term.losses[0], LabelLoss | PastSelf | OnLogits)
+        and term.config.mask is None
+        and all(term.config.weight_in(epoch, epochs) for epoch in range(epochs))
+    }
+    heads = {term.head for term in terms if term.head is not None} or {None}
+    return None in reached or heads <= reached
 
 
 def likeness(student: Student) -> Any:

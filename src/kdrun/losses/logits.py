@@ -155,7 +155,8 @@ class HardTargets(LogitLoss):
 
     Source: Touvron et al., "Training Data-Efficient Image Transformers & Distillation through Attention",
     2021.
-    Trap: there it is taken on a second, distillation head; with one head both terms share the logits.
+    Trap: there it is taken on a second, distillation head, as here with `distillation_token: true` of a `vit`; with
+    one head both terms share the logits.
     """
 
     class Config(LogitConfig):

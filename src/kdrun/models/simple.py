@@ -177,7 +177,10 @@ class ViT(Model):
     """A small vision transformer with a class token, learned positions and normalisation before each part.
 
     Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021. The stages ``blocks.0``, … and their parts
-    ``blocks.0.attention``, … give tokens (B, T, D), the class token first; it is the embedding.
+    ``blocks.0.attention``, … give tokens (B, T, D), the class token first; it is the embedding. The distillation token,
+    where there is one, comes second; the embedding is then both (B, 2·D), and the logits are the mean of two
+    classifiers', of which each reads its own token: Touvron et al., "Training Data-Efficient Image Transformers &
+    Distillation through Attention", 2021.
     """
 
     class Config(ModelConfig):
@@ -196,9 +199,13 @@ class ViT(Model):
         """width of a block's hidden layer, in tokens' widths"""
         dropout: float = Field(default=0.0, ge=0, lt=1)
         """share of each block's updates that is dropped in training"""
+        distillation_token: bool = False
+        """a second token with a classifier of its own: in a mix of terms on labels and on a teacher's logits, the first
+        teach the class token's classifier and the others this one; it predicts by the mean of both"""
 
     head = "classifier"
     pooled = "token"
+    distillation_token: nn.Parameter | None
 
     def __init__(self, config: Config, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -207,17 +214,31 @@ class ViT(Model):
         patches = (height // config.patch) * (width // config.patch)
         self.patches = nn.Conv2d(channels, config.dim, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.positions = nn.Parameter(torch.empty(1, 1 + patches, config.dim))
+        second = nn.Parameter(torch.empty(1, 1, config.dim)) if config.distillation_token else None
+        self.register_parameter("distillation_token", second)
+        self.positions = nn.Parameter(torch.empty(1, len(self._learned) + patches, config.dim))
         self.blocks = nn.Sequential(*(_Block(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.dim)
-        self.token = Pick(0)
-        self.classifier = nn.Linear(config.dim, classes)
+        self.token: nn.Module = Pick(0)
+        self.classifier: nn.Module = nn.Linear(config.dim, classes)
+        if config.distillation_token:
+            self.token = _FirstTwo()
+            self.classifier = _TwoClassifiers(config.dim, classes)
+            self.heads = {
+                "labels": "classifier.of_class_token",
+                "teachers": "classifier.of_distillation_token",
+            }
         self.stages = tuple(f"blocks.{i}" for i in range(config.depth))
         self._draw()
 
+    @property
+    def _learned(self) -> list[Tensor]:
+        """The tokens (1, 1, D) that are no patches."""
+        return [token for token in (self.class_token, self.distillation_token) if token is not None]
+
     def _draw(self) -> None:
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        for weight in (self.class_token, self.positions, *(module.weight for module in linear)):
+        for weight in (*self._learned, self.positions, *(module.weight for module in linear)):
             nn.init.trunc_normal_(weight, std=0.02)
         for module in linear:
             nn.init.zeros_(module.bias)
@@ -225,8 +246,32 @@ class ViT(Model):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of pictures (B, K, H, W)."""
         patches = self.patches(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.class_token.expand(len(x), -1, -1), patches), dim=1) + self.positions
+        learned = (token.expand(len(x), -1, -1) for token in self._learned)
+        tokens = torch.cat((*learned, patches), dim=1) + self.positions
         logits: Tensor = self.classifier(self.token(self.norm(self.blocks(tokens))))
+        return logits
+
+
+class _FirstTwo(nn.Module):
+    """The first two tokens side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → (B, 2·D)."""
+        return x[:, :2].flatten(1)
+
+
+class _TwoClassifiers(nn.Module):
+    """The mean of two linear classifiers, each of its own token."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.of_class_token = nn.Linear(dim, classes)
+        self.of_distillation_token = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2·D) → logits (B, C)."""
+        first, second = x.chunk(2, dim=1)
+        logits: Tensor = (self.of_class_token(first) + self.of_distillation_token(second)) / 2
         return logits
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kdrun import registry
 from kdrun.schedules import AnyWeightSchedule
 from kdrun.schema import Schema, as_list, kind_alone
-from kdrun.taps import LayerTable
+from kdrun.taps import LayerTable, Layout
 
 HIDDEN = -1
 """The label of a sample whose label the student may not see."""
@@ -211,6 +211,11 @@ class Model(Component, nn.Module):
     """For each stage the name of the layer whose output its last ReLU gets; empty where there are none."""
     norms: tuple[str, ...] = ()
     """For each stage the name of the BatchNorm before its last ReLU; empty where there are none."""
+    layout: Layout | None = None
+    """Where its tokens (B, T, D) come from; None where it has none, or nobody knows."""
+    attentions: Mapping[str, int] = {}
+    """Names of the layers whose outputs (B, T, 3·D) are the queries, keys and values of self-attention, each of all
+    heads side by side, with their numbers of heads; shallow to deep."""
     pooled: str
     """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
     head: str

@@ -97,7 +97,7 @@ def _always_on_logits(student: Student) -> bool:
         and term.config.mask is None
         and all(term.config.weight_in(epoch, epochs) for epoch in range(epochs))
     }
-    heads = {term.head for term in terms if term.head is not None} or {None}
+    heads = {term.head for term in terms} - {None} or {None}
     return None in reached or heads <= reached
 
 

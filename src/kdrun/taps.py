@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,27 @@ from kdrun.errors import Mismatch, did_you_mean
 
 CLASS_MAPS = "class_maps"
 """A layer that is none of the model's: its classifier, without the bias, at every place of its last stage."""
+AS_MAP, AS_MEAN = ":map", ":mean"
+"""Behind a layer's name: its tokens laid out as a map, its mean over tokens or over the places of its map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tokens of a sequence (T, D) come from: the first ``learned`` ones from nowhere, the rest row by row.
+
+    ``grid`` is the height and width of the map that these are laid out as.
+    """
+
+    learned: int
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        height, width = self.grid
+        return self.learned + height * width
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) → their map (B, D, H, W), without the learned ones."""
+        return tokens[:, self.learned :].transpose(1, 2).unflatten(2, self.grid)
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,8 @@ class LayerTable:
 
     ``shapes`` are the outputs' without the batch, in the order in which the layers ran; ``stages``, ``pooled``,
     ``preactivations`` and ``norms`` are the names that the model gives for its stages, its embedding, and for each
-    stage what its last ReLU gets and the BatchNorm before that.
+    stage what its last ReLU gets and the BatchNorm before that. ``layout`` is its tokens', ``attentions`` are its
+    layers that give queries, keys and values, with their numbers of heads.
     """
 
     owner: str
@@ -30,9 +52,31 @@ class LayerTable:
     pooled: str
     preactivations: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
+    layout: Layout | None = None
+    attentions: Mapping[str, int] = field(default_factory=dict)
+
+    def as_map(self, layer: str) -> str:
+        """The layer that gives a layer's tokens as a map, where it gives tokens and their places are known."""
+        shape = self.shapes[layer]
+        if len(shape) != 2 or self.layout is None or len(self.layout) != shape[0]:
+            return layer
+        return self._made(layer + AS_MAP, (shape[1], *self.layout.grid))
+
+    def as_mean(self, layer: str) -> str:
+        """The layer that gives a layer's mean over tokens or places; of vectors it is the layer itself."""
+        shape = self.shapes[layer]
+        if len(shape) not in (2, 3):
+            return layer
+        return self._made(layer + AS_MEAN, (shape[-1] if len(shape) == 2 else shape[0],))
+
+    def _made(self, name: str, shape: tuple[int, ...]) -> str:
+        self.shapes[name] = shape
+        return name
 
     def resolve(self, layer: str, key: str) -> str:
         """The full name of a layer that a config names: its own, ``pooled`` or ``stage1``, ``stage2``, ….
+
+        Any of them with ``:map`` or ``:mean`` behind it where that can be made of it.
 
         Raises ``Mismatch`` with the nearest name and the list of layers.
         """
@@ -42,6 +86,16 @@ class LayerTable:
             return layer
         if layer in named:
             return named[layer]
+        for behind, make in ((AS_MAP, self.as_map), (AS_MEAN, self.as_mean)):
+            if layer.endswith(behind):
+                made = make(self.resolve(layer.removesuffix(behind), key))
+                if made.endswith(behind):
+                    return made
+                raise Mismatch(
+                    f"layer '{made}' of {self.owner} gives {self.shapes[made]}, of which no {behind[1:]} is made",
+                    f"write '{made}', or another layer",
+                    key,
+                )
         raise Mismatch(
             f"{self.owner} has no layer '{layer}'",
             f"{did_you_mean(layer, [*self.shapes, *named], list_all=False)} "
@@ -76,6 +130,8 @@ def describe(model: nn.Module, x: Tensor, owner: str) -> LayerTable:
         getattr(model, "pooled", ""),
         tuple(getattr(model, "preactivations", ())),
         tuple(getattr(model, "norms", ())),
+        getattr(model, "layout", None),
+        getattr(model, "attentions", {}),
     )
 
 

@@ -13,7 +13,7 @@ from kdrun.contracts import Batch, Context, Loss, LossConfig, Outputs, Published
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Shape, bottleneck, pool, to_smaller
 from kdrun.losses.base import LayerPairs, require_maps
-from kdrun.losses.matching import Pair, chosen_layer, deep_pairs, named_pairs, stages_of, with_layers
+from kdrun.losses.matching import Pair, as_maps, chosen_layer, deep_pairs, named_pairs, stages_of, with_layers
 from kdrun.losses.numerics import exact, fixed, full, unit
 from kdrun.losses.recipes import WARM_UP
 from kdrun.taps import LayerTable
@@ -66,6 +66,7 @@ class KnowledgeReview(Loss):
             self.pairs = [*deep_pairs(student, teacher, before), (next(deepest), next(deepest))]
         else:
             self.pairs = named_pairs(self.config.layers, student, teacher, (False, True))
+        self.pairs = as_maps(self.pairs, student, teacher)
         for s, t in self.pairs:
             both = ((student, s), (teacher, t))
             if any(len(table.shapes[name]) not in (1, 3) for table, name in both):
@@ -203,6 +204,8 @@ class SemanticCalibration(Loss):
         else:
             pairs = named_pairs(self.config.layers, student, teacher)
             self.ours, self.theirs = (tuple(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+        self.ours = tuple(student.as_map(layer) for layer in self.ours)
+        self.theirs = tuple(teacher.as_map(layer) for layer in self.theirs)
         for table, layers in ((student, self.ours), (teacher, self.theirs)):
             for layer in layers:
                 require_maps("semckd", "layers", (table, layer))

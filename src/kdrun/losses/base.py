@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from kdrun.contracts import HIDDEN, Batch, Context, Loss, LossConfig, Outputs, Taps
 from kdrun.errors import Mismatch
 from kdrun.losses.adapters import to_smaller
-from kdrun.losses.matching import FORMS, Pair, chosen_layer, last_stage, named_pairs, stage_pairs, with_layers
+from kdrun.losses.matching import (
+    FORMS,
+    Pair,
+    as_maps,
+    chosen_layer,
+    last_stage,
+    named_pairs,
+    stage_pairs,
+    with_layers,
+)
 from kdrun.losses.numerics import bounded, exact, fixed, full, z_scores
 from kdrun.taps import LayerTable
 
@@ -115,6 +124,8 @@ class OnLayer(Loss):
         theirs = chosen_layer(
             teacher, self.config.teacher_layer, self.default_layer(teacher), "teacher_layer"
         )
+        if 2 not in DIMENSIONS[self.form]:
+            ours, theirs = student.as_map(ours), teacher.as_map(theirs)
         both = ((student, ours), (teacher, theirs))
         for (table, layer), key in zip(both, ("student_layer", "teacher_layer"), strict=True):
             if len(table.shapes[layer]) not in DIMENSIONS[self.form]:
@@ -170,7 +181,7 @@ class StagesConfig(LossConfig):
 
 
 class OnStages(Loss):
-    """A loss on pairs of maps (B, D, H, W), shallow to deep, taken together.
+    """A loss on pairs of maps (B, D, H, W), or tokens whose places are known, shallow to deep, taken together.
 
     ``before_relu`` takes each stage before its last ReLU; ``same_size`` and ``same_width`` refuse pairs that
     differ there; ``pools`` averages the larger map down to the smaller; ``compares_places`` leaves stages of one pixel
@@ -190,11 +201,12 @@ class OnStages(Loss):
         """All pairs; raises ``Mismatch`` where one is no map, or two of one pair do not fit."""
         teacher = with_layers(teacher, self.config.kind)
         if self.config.layers is None:
-            pairs = stage_pairs(student, teacher, self.before_relu)
+            pairs = as_maps(stage_pairs(student, teacher, self.before_relu), student, teacher)
             spread = [p for p in pairs if has_places(student, p[0]) and has_places(teacher, p[1])]
             self.pairs = spread if spread and self.compares_places else pairs
         else:
-            self.pairs = named_pairs(self.config.layers, student, teacher, (self.before_relu,) * 2)
+            named = named_pairs(self.config.layers, student, teacher, (self.before_relu,) * 2)
+            self.pairs = as_maps(named, student, teacher)
         for ours, theirs in self.pairs:
             self.check((student, ours), (teacher, theirs))
         ours_all, theirs_all = zip(*self.pairs, strict=True)

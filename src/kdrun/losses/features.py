@@ -23,7 +23,7 @@ from kdrun.losses.base import (
     StagesLoss,
     Temperature,
 )
-from kdrun.losses.matching import FORMS, Pair, stage_pairs, with_layers
+from kdrun.losses.matching import FORMS, Pair, of_one_form, stage_pairs, with_layers
 from kdrun.losses.numerics import fixed, full, unit
 from kdrun.losses.recipes import CRD, FIRST
 from kdrun.taps import LayerTable
@@ -32,10 +32,12 @@ from kdrun.taps import LayerTable
 class Hint(Loss):
     """FitNet hint: mean over all elements of (r(f_s) − f_t)²; the regressor r trains with the student.
 
-    Taps one pair of layers of equal form. Maps (B, D, H, W): r = ReLU(BN(conv)), see ``MapRegressor``. Its
+    Taps one pair of layers. Maps (B, D, H, W): r = ReLU(BN(conv)), see ``MapRegressor``. Its
     kernel is 1 + H_s − H_t for a student's map of the same or a larger size, 3×3 with stride 2 for twice the
     size, 4×4 transposed for half; smaller by another ratio it is 3×3, and the teacher is pooled. For vectors
-    (B, D) and token sequences (B, T, D) of equal T, r is linear, and left out where the widths agree.
+    (B, D) and token sequences (B, T, D) of equal T, r is linear, and left out where the widths agree. Layers of two
+    forms, or sequences of unequal T, are first made maps (`:map`, where the places of tokens are known), else vectors
+    (`:mean`, over tokens and places).
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", 2015.
     Trap: it is a mean, not a sum per sample; and a student's map more than twice as large costs a kernel of
@@ -88,7 +90,7 @@ class Hint(Loss):
     def taps(self, student: LayerTable, teacher: LayerTable | None) -> Taps:
         """One layer of each; raises ``Mismatch`` where their shapes cannot be reconciled."""
         teacher = with_layers(teacher, "hint")
-        self.pair = ours, theirs = self._choose(student, teacher)
+        self.pair = ours, theirs = of_one_form(self._choose(student, teacher), student, teacher)
         self._reconcile(
             (f"layer '{ours}' of {student.owner}", student.shapes[ours]),
             (f"layer '{theirs}' of {teacher.owner}", teacher.shapes[theirs]),
@@ -130,12 +132,6 @@ class Hint(Loss):
                 f"name two layers that both give {', or both '.join(FORMS.values())}",
                 "student_layer",
             )
-        if len(shapes[0]) == 2 and shapes[0][0] != shapes[1][0]:
-            raise Mismatch(
-                f"a hint compares token by token, and {found}",
-                "name layers with equal numbers of tokens, or use rkd or sp",
-                "student_layer",
-            )
         if self.config.adapter == "none" and shapes[0] != shapes[1]:
             raise Mismatch(
                 f"without an adapter the shapes must agree, and {found}",
@@ -148,7 +144,8 @@ class AttentionTransfer(StagesLoss):
     """Attention transfer: over pairs of maps, the distance of a(f) = unit(flatten(mean_c f^p)).
 
     mode code: Σ_layers mean over B·H·W of (a_s − a_t)²; mode paper: Σ_layers mean_b ‖a_s − a_t‖₂ (Eq. 2).
-    Taps maps (B, D, H, W) of any widths, all pairs of stages by default; the larger is pooled to the smaller.
+    Taps maps (B, D, H, W) of any widths, or tokens whose places are known, all pairs of stages by default; the larger
+    is pooled to the smaller.
 
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", 2017.
     Trap: published weights belong to the code's form, which is about ten times smaller than the paper's; for

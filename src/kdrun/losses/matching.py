@@ -79,6 +79,25 @@ def stages_of(table: LayerTable, before_relu: bool = False) -> tuple[str, ...]:
     return names
 
 
+def as_maps(pairs: list[Pair], student: LayerTable, teacher: LayerTable) -> list[Pair]:
+    """The pairs, with maps in the place of token sequences where these can be laid out."""
+    return [(student.as_map(s), teacher.as_map(t)) for s, t in pairs]
+
+
+def of_one_form(pair: Pair, student: LayerTable, teacher: LayerTable) -> Pair:
+    """Two layers, or where they give different forms, or sequences of unequal length, what is made of them.
+
+    That is maps, where it can be, or else the means over tokens and places, which are vectors.
+    """
+    ours, theirs = (table.shapes[layer] for table, layer in zip((student, teacher), pair, strict=True))
+    if len(ours) == len(theirs) and (len(ours) != 2 or ours[0] == theirs[0]):
+        return pair
+    maps = student.as_map(pair[0]), teacher.as_map(pair[1])
+    if len(student.shapes[maps[0]]) == len(teacher.shapes[maps[1]]) == 3:
+        return maps
+    return student.as_mean(pair[0]), teacher.as_mean(pair[1])
+
+
 def chosen_layer(table: LayerTable, layer: str | None, default: str | None, key: str) -> str:
     """The layer that the config names under ``key``, else the ``default``.
 

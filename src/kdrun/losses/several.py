@@ -145,11 +145,14 @@ class ConfidenceAwareFeatures(JointLoss):
     ) -> Mapping[str, Taps]:
         """One map of each network."""
         kind = self.config.kind
-        self.ours = chosen_layer(student, self.config.student_layer, last_stage(student), "student_layer")
+        chosen = chosen_layer(student, self.config.student_layer, last_stage(student), "student_layer")
+        self.ours = student.as_map(chosen)
         self.theirs = {}
         for name, found in teachers.items():
             teacher = with_layers(found, kind)
-            layer = chosen_layer(teacher, self.config.teacher_layer, last_stage(teacher), "teacher_layer")
+            layer = teacher.as_map(
+                chosen_layer(teacher, self.config.teacher_layer, last_stage(teacher), "teacher_layer")
+            )
             require_maps(kind, "teacher_layer", (student, self.ours), (teacher, layer))
             self.theirs[name] = layer
         return {name: Taps((self.ours,), (layer,)) for name, layer in self.theirs.items()}

@@ -68,6 +68,10 @@ class External(Model):
         head = self._find_classifier(outputs, classes, said)
         self.head = self.PREFIX + head
         self.stages = tuple(self.PREFIX + name for name in _stages(self.net, outputs, head))
+        self.layout = _layout(self.net)
+        self.attentions = {
+            self.PREFIX + name: heads for name, heads in _attentions(self.net, outputs).items()
+        }
 
     def _find_classifier(self, outputs: dict[str, Tensor], classes: int, said: str) -> str:
         """The last layer that gives a number a class; what it reads is tapped."""
@@ -278,6 +282,33 @@ def _shield(module: nn.Module) -> None:
     module.register_forward_hook = functools.partial(  # type: ignore[method-assign]  # of this module alone
         module.register_forward_hook, prepend=True
     )
+
+
+def _layout(net: nn.Module) -> taps.Layout | None:
+    """Where a transformer's tokens come from, if it says so as those of timm or of torchvision do."""
+    facts: Any = net
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    if grid is not None and hasattr(net, "num_prefix_tokens"):
+        return taps.Layout(facts.num_prefix_tokens, tuple(grid))
+    if hasattr(net, "image_size") and hasattr(net, "patch_size") and hasattr(net, "class_token"):
+        return taps.Layout(1, (facts.image_size // facts.patch_size,) * 2)
+    return None
+
+
+def _attentions(net: nn.Module, outputs: dict[str, Tensor]) -> dict[str, int]:
+    """The layers that give queries, keys and values, with their numbers of heads, in timm's plain self-attention.
+
+    Not where these are changed before they are compared: normalised, rotated, or mixed over heads.
+    """
+    found = {}
+    for name, module in net.named_modules():
+        facts: Any = module
+        plain = type(module).__name__ == "Attention" and isinstance(
+            getattr(module, "q_norm", None), nn.Identity | None
+        )
+        if plain and outputs.get(f"{name}.qkv", torch.empty(0)).ndim == 3:
+            found[f"{name}.qkv"] = int(facts.num_heads)
+    return found
 
 
 def _width(module: nn.Module) -> int | None:

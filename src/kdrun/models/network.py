@@ -50,7 +50,7 @@ class Network:
         self.view, self.device = view, device
         self.further_views: dict[str, None] = {}
         self._recorder = taps.Recorder(model)
-        self._class_maps = False
+        self._made: dict[str, None] = {}
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (B, C) in float32, and the tapped layers' outputs by name."""
@@ -62,24 +62,20 @@ class Network:
     def look(self, x: Tensor) -> Outputs:
         """The outputs for inputs (B, …) of one view."""
         logits = self.model(x)
-        features = self._recorder.take()
-        if self._class_maps:
-            features[taps.CLASS_MAPS] = class_maps(self.model, features[self.model.stages[-1]])
-        return Outputs(logits.float(), features)
+        seen = self._recorder.take()
+        return Outputs(logits.float(), seen | made(self.model, self._made, seen))
 
     def tap(self, layers: Iterable[str], views: Iterable[str] = ()) -> None:
         """Give the outputs of further layers, by full name, and for further views, from now on."""
-        wanted = set(layers)
-        if taps.CLASS_MAPS in wanted:
-            self._class_maps = True
-            wanted = wanted - {taps.CLASS_MAPS} | {self.model.stages[-1]}
-        self._recorder.add(wanted)
+        wanted = dict.fromkeys(layers)
+        self._made |= {layer: None for layer in wanted if source(self.model, layer) != layer}
+        self._recorder.add(source(self.model, layer) for layer in wanted)
         self.further_views |= dict.fromkeys(views)
 
     @property
     def layers(self) -> list[str]:
         """The layers that are tapped."""
-        return [*self._recorder.layers, *[taps.CLASS_MAPS] * self._class_maps]
+        return [*self._recorder.layers, *self._made]
 
     def dry(self, batch: Batch) -> Outputs:
         """The outputs in eval mode and without gradients; the model is left as it was."""
@@ -139,10 +135,10 @@ class Deployed(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C)."""
-        recorder = taps.Recorder(self.body, self.layers)
+        recorder = taps.Recorder(self.body, {source(self.body, layer) for layer in self.layers})
         try:
-            pooled = self.body(x)
-            return self.parts.predict(Outputs(pooled, recorder.take()))
+            pooled, seen = self.body(x), recorder.take()
+            return self.parts.predict(Outputs(pooled, seen | made(self.body, self.layers, seen)))
         finally:
             recorder.let_go_of(self.body)
 
@@ -154,6 +150,33 @@ def _without(module: nn.Module, name: str) -> nn.Module:
     replaced = _without(module.get_submodule(first), rest) if rest else nn.Identity()
     twin._modules = module._modules | {first: replaced}
     return twin
+
+
+def source(model: nn.Module, layer: str) -> str:
+    """The model's own layer that gives what a layer is made of; itself where it is one of the model's."""
+    if layer == taps.CLASS_MAPS:
+        stages: tuple[str, ...] = getattr(model, "stages", ())
+        return stages[-1]
+    return layer.partition(":")[0]
+
+
+def made(model: nn.Module, layers: Iterable[str], seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of some layers that are none of the model's, from the outputs of its own."""
+    return {
+        layer: _made_of(seen[source(model, layer)], layer, model)
+        for layer in layers
+        if source(model, layer) != layer
+    }
+
+
+def _made_of(x: Tensor, layer: str, model: nn.Module) -> Tensor:
+    assert isinstance(model, Model)
+    if layer == taps.CLASS_MAPS:
+        return class_maps(model, x)
+    if layer.endswith(taps.AS_MAP):
+        assert model.layout is not None
+        return model.layout.as_map(x)
+    return x.mean(dim=1) if x.ndim == 3 else x.mean(dim=(2, 3))
 
 
 def class_maps(model: Model, features: Tensor) -> Tensor:

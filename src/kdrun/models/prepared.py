@@ -14,10 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from kdrun.contracts import Arithmetic, Batch, Model, Outputs
 from kdrun.memory import ran_out
 from kdrun.models.fused import Chain, chains, fuse
-from kdrun.models.network import Frozen, Network
+from kdrun.models.network import Frozen, Network, source
 from kdrun.models.replayed import Replayed
 from kdrun.models.tracing import hooked, only_readers
-from kdrun.taps import CLASS_MAPS, Recorder
+from kdrun.taps import Recorder
 
 AGREEMENT = 0.995
 """The share of predictions in which a teacher in bf16 has to agree with itself in fp32."""
@@ -53,7 +53,7 @@ def recipe(teacher: Frozen, layers: Iterable[str], bf16: bool, sample: Batch) ->
     ``bf16`` computes in bf16 throughout where that agrees with fp32 in ``AGREEMENT`` of the predictions for
     ``sample``, and under autocast otherwise.
     """
-    asked = frozenset(teacher.model.stages[-1] if layer == CLASS_MAPS else layer for layer in layers)
+    asked = frozenset(source(teacher.model, layer) for layer in layers)
     kept, x = asked.union(teacher.model.preactivations), sample.views[teacher.view]
     with torch.no_grad():
         model = _copied(teacher)

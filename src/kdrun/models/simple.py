@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdrun.contracts import Model, ModelConfig
 from kdrun.errors import Mismatch
 from kdrun.models.layers import Pick, picture
+from kdrun.taps import Layout
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -151,6 +152,7 @@ class GRU(Model):
         self.last = Pick(-1)
         self.classifier = nn.Linear(config.hidden, classes)
         self.stages = tuple(f"body.{i}" for i in range(config.layers))
+        self.layout = Layout(0, (shape[0] if len(shape) == 1 else shape[-2], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of tables (B, F), sequences (B, T, D) or pictures (B, K, H, W)."""
@@ -229,6 +231,8 @@ class ViT(Model):
                 "teachers": "classifier.of_distillation_token",
             }
         self.stages = tuple(f"blocks.{i}" for i in range(config.depth))
+        self.layout = Layout(len(self._learned), (height // config.patch, width // config.patch))
+        self.attentions = {f"{stage}.attention.qkv": config.heads for stage in self.stages}
         self._draw()
 
     @property

@@ -258,7 +258,26 @@ def exits(student, teacher, batch, loss):
     return total
 
 
+def minilm(student, teacher, batch, loss):
+    def attended(outputs, sample, head, one, other):
+        width = outputs.features["qkv"].shape[2] // 3
+        parts = np.split(array(outputs.features["qkv"])[sample], 3, axis=1)
+        half = slice(head * width // 2, (head + 1) * width // 2)
+        scores = parts[one][:, half] @ parts[other][:, half].T / np.sqrt(width / 2)
+        return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+    total = 0.0
+    for pair in ((0, 1), (2, 2)):
+        divergences = []
+        for sample, head in np.ndindex(len(batch), 2):
+            q, p = (attended(said, sample, head, *pair) for said in (student, teacher))
+            divergences.append((p * np.log(p / q)).sum(axis=1))
+        total += np.mean(divergences)
+    return total
+
+
 CLOSED_FORM = {
+    "minilm": minilm,
     "exits": exits,
     "split-balance": split_balance,
     "hint": hint,

@@ -15,6 +15,7 @@ STUDENT = {
     "stage3": (5, 2, 2),
     "embedding": (5,),
     CLASS_MAPS: (CLASSES, 2, 2),
+    "qkv": (5, 12),
 }
 TEACHER = {
     "stage1": (4, 8, 8),
@@ -22,6 +23,7 @@ TEACHER = {
     "stage3": (7, 2, 2),
     "embedding": (7,),
     CLASS_MAPS: (CLASSES, 2, 2),
+    "qkv": (5, 24),
 }
 TEACHERS = ("a", "b")
 """The names of the teachers of a loss that weighs several."""
@@ -50,7 +52,9 @@ def table(owner, shapes):
     """Layers whose stages are their own values before the last ReLU."""
     stages = tuple(name for name in shapes if name.startswith("stage"))
     norms = tuple(f"{stage}.norm" for stage in stages)
-    return LayerTable(owner, shapes, stages, "embedding" if "embedding" in shapes else "", stages, norms)
+    attentions = {"qkv": 2} if "qkv" in shapes else {}
+    embedding = "embedding" if "embedding" in shapes else ""
+    return LayerTable(owner, dict(shapes), stages, embedding, stages, norms, attentions=attentions)
 
 
 def outputs(shapes, size=SIZE, seed=0, scale=1.0, same_rows=False, gradient=True):

@@ -83,6 +83,7 @@ VARIANTS = [
     {"kind": "kdcl", "together": "mean", "peers": 3},
     {"kind": "exits", "layers": ["embedding", "stage3"], "label_smoothing": 0.1},
     {"kind": "exits", "alpha": 1, "hint": 0},
+    {"kind": "minilm", "relations": ["queries", "keys", "values"], "relation_heads": 4},
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_config = pytest.mark.parametrize(
@@ -918,8 +919,8 @@ def test_default_layers():
             shapes((64,)),
             r"'stage1' of the student gives \(8, 4, 4\), layer 'stage1' of the teacher gives \(64,\)",
         ),
-        ({"kind": "hint"}, shapes((8, 4, 4)), shapes((64,)), "one form"),
-        ({"kind": "hint"}, shapes((16, 32)), shapes((49, 32)), "token by token"),
+        ({"kind": "hint"}, shapes((8, 4, 4, 4)), shapes((64,)), "one form"),
+        ({"kind": "at"}, shapes((16, 32)), shapes((8, 4, 4)), r"'stage1' of the student gives \(16, 32\)"),
         ({"kind": "hint", "adapter": "none"}, shapes((32,)), shapes((64,)), "shapes must agree"),
         (
             {"kind": "hint", "student_layer": "stage9", "teacher_layer": "stage1"},

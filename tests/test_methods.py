@@ -14,8 +14,10 @@ from kdrun.store import read_json
 from support import results, run, students
 
 PUBLISHED = config.published_methods()
-METHODS = [name for name in PUBLISHED if name not in ("ce", "soft-tree")]
-"""All but ``alone`` by another name, and what needs a soft tree for a student: see tests/test_soft_tree.py."""
+ELSEWHERE = {"soft-tree", "minilm", "minilm-v2"}
+"""What needs a soft tree or a transformer for a student: see tests/test_soft_tree.py and tests/test_attention.py."""
+METHODS = [name for name in PUBLISHED if name not in {"ce", *ELSEWHERE}]
+"""All but ``alone`` by another name, and those of other students."""
 HEAD = """
 name: all
 dataset: {kind: digits}

@@ -2,6 +2,7 @@
 
 from kdrun.losses.across import KnowledgeReview, SemanticCalibration
 from kdrun.losses.activations import ActivationBoundaries, FactorTransfer, Overhaul
+from kdrun.losses.attention import SelfAttentionRelations
 from kdrun.losses.embeddings import (
     ClassAttention,
     NormAndDirection,
@@ -91,6 +92,7 @@ __all__ = [
     "RefinedLogits",
     "RelationGraph",
     "RelationalKD",
+    "SelfAttentionRelations",
     "SemanticCalibration",
     "SimKD",
     "SimilarityPreserving",

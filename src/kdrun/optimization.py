@@ -102,6 +102,12 @@ class Recipe(Schema):
     """largest norm of the gradient"""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """decay of an average of the weights, which then is what gets scored and exported"""
+    frozen_epochs: int = Field(default=0, ge=0)
+    """of a model that starts from weights: its first epochs, in which its classifier and the losses' adapters learn,
+    and its body stays as it is, statistics and all"""
+    body_lr: float | None = Field(default=None, gt=0)
+    """the learning rate of the body, all but the classifier, at its highest; schedule and warm-up are the same. That of
+    the optimizer where nothing is said"""
 
 
 class Training(Recipe):
@@ -122,11 +128,12 @@ class Training(Recipe):
     selection: Literal["last", "best-on-validation"] = "last"
     """the weights that are scored on the test set, once, at the end"""
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of one step, counted from 0."""
+    def learning_rate(self, step: int, steps_per_epoch: int, highest: float | None = None) -> float:
+        """The learning rate of one step, counted from 0, that is at most ``highest``, or what the optimizer says."""
         epoch = step / steps_per_epoch
         rising = min((step + 1) / (self.warmup * steps_per_epoch), 1.0) if self.warmup else 1.0
-        return self.optimizer.lr * rising * self.schedule.factor(epoch, self.epochs)
+        highest = self.optimizer.lr if highest is None else highest
+        return highest * rising * self.schedule.factor(epoch, self.epochs)
 
 
 SEEN_BY_FITTED = ("epochs", "batch_size", "label_smoothing", "mixup", "cutmix", "queries")
@@ -167,6 +174,8 @@ class Stage(Schema):
 
 
 EVERYTHING = Stage()
+HIGHEST = "initial_lr"
+"""Where torch's own schedules keep a group's learning rate; here only of groups that have one of their own."""
 
 
 def stage_at(stages: Sequence[Stage], epoch: int, epochs: int) -> Stage:
@@ -177,6 +186,21 @@ def stage_at(stages: Sequence[Stage], epoch: int, epochs: int) -> Stage:
             return stage
         epoch -= length
     return EVERYTHING
+
+
+def stage_of(training: Training, stages: Sequence[Stage], epoch: int) -> Stage:
+    """The stage of an epoch of a training, counted from 0; while the body is frozen it learns in none."""
+    stage = stage_at(stages, epoch, training.epochs)
+    if epoch >= training.frozen_epochs:
+        return stage
+    return stage.model_copy(update={"train": [part for part in stage.train if part != "body"]})
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], highest: float) -> None:
+    """Make the first parameters of an optimizer a group of their own, whose learning rate is ``highest`` at most."""
+    (group,) = optimizer.param_groups
+    own, others = (group["params"][part] for part in (slice(len(parameters)), slice(len(parameters), None)))
+    optimizer.param_groups[:] = [group | {"params": own, HIGHEST: highest}, group | {"params": others}]
 
 
 def merged(base: Any, changes: Any) -> Any:

@@ -152,6 +152,7 @@ class Run:
         if self.way == "fitted":
             training = {key: value for key, value in training.items() if key in SEEN_BY_FITTED}
         idle = {key for key in ("queries", "labelled_share") if getattr(self.draw, key) is None}
+        idle |= {key for key in ("frozen_epochs", "body_lr") if not getattr(self.training, key)}
         return {key: value for key, value in training.items() if key not in idle}
 
     @property

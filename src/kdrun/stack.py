@@ -61,6 +61,8 @@ def why_not(student: Student) -> str | None:
         return "its method has stages, or two momenta"
     if student.training.compile:
         return "it is compiled"
+    if student.training.frozen_epochs or student.training.body_lr is not None:
+        return "its body is frozen at first, or has a learning rate of its own"
     if any(_drops(module) for module in modules):
         return "dropout draws anew for each"
     if any(isinstance(module, nn.RNNBase) for module in modules):

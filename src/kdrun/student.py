@@ -23,13 +23,15 @@ from kdrun.models import Deployed, Frozen, Network
 from kdrun.objective import Objective
 from kdrun.optimization import (
     EVERYTHING,
+    HIGHEST,
     Part,
     Sgd,
     Stage,
     Training,
     load_optimizer_tensors,
     optimizer_tensors,
-    stage_at,
+    set_apart,
+    stage_of,
 )
 from kdrun.randomness import derive, seed_device
 from kdrun.store import Checkpoint
@@ -158,6 +160,9 @@ class Student(Learner):
         self.parameters = [p for parameters in self.parts.values() for p in parameters]
         self.device = self.parameters[0].device
         self.optimizers = _optimizers(training, self.parameters, plugs.momentum_gap)
+        if training.body_lr is not None:
+            for optimizer in self.optimizers:
+                set_apart(optimizer, self.parts["body"], training.body_lr)
         self.average = copy.deepcopy(self.exportable.state_dict()) if training.ema else None
         self.best: dict[str, Tensor] | None = None
         self.best_score = float("-inf")
@@ -218,7 +223,7 @@ class Student(Learner):
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        self._stage = stage_at(self.plugs.stages, epoch, self.training.epochs)
+        self._stage = stage_of(self.training, self.plugs.stages, epoch)
         self.objective.begin(epoch, self.training.epochs, self._stage)
         for part, parameters in self.parts.items():
             for parameter in parameters:
@@ -298,10 +303,10 @@ class Student(Learner):
             take_step(optimizer)
 
     def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give an optimizer the learning rate of this step."""
-        rate = self.training.learning_rate(self.position, self.steps_per_epoch)
+        """Give an optimizer's groups their learning rates of this step."""
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            highest = group.get(HIGHEST)
+            group["lr"] = self.training.learning_rate(self.position, self.steps_per_epoch, highest)
 
     def end_step(self) -> None:
         """What follows the update of the weights."""
@@ -364,7 +369,7 @@ class Student(Learner):
         for epoch in range(1, epochs):
             states = [
                 (
-                    stage_at(self.plugs.stages, e, epochs),
+                    stage_of(self.training, self.plugs.stages, e),
                     [bool(term.config.weight_in(e, epochs)) for term in self.objective.named.values()],
                 )
                 for e in (epoch - 1, epoch)
@@ -397,8 +402,13 @@ class Student(Learner):
             }
             for name, total in self._sums.items()
         }
-        rate = self.training.learning_rate(self.position - 1, self.steps_per_epoch)
-        line = {"epoch": self.epochs_closed, "step": self.position, "lr": rate, "terms": terms}
+        now = self.position - 1, self.steps_per_epoch
+        line: dict[str, Any] = {"epoch": self.epochs_closed, "step": self.position}
+        line["lr"] = self.training.learning_rate(*now)
+        if self.training.frozen_epochs or self.training.body_lr is not None:
+            learns = "body" in self._stage.train
+            line["body_lr"] = self.training.learning_rate(*now, self.training.body_lr) if learns else 0.0
+        line["terms"] = terms
         self.metrics.append(line | {"validation": validation})
         self._sums, self._shares = dict.fromkeys(self._sums, 0.0), None
         self.epochs_closed += 1

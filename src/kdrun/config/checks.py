@@ -14,7 +14,7 @@ from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.models import CombinedConfig
-from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at
+from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at, stage_of
 from kdrun.schema import as_list
 
 
@@ -33,6 +33,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _share_problems(experiment)
+    yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
@@ -57,6 +58,37 @@ def _share_problems(experiment: Experiment) -> Iterable[Problem]:
             yield Problem(
                 place, "a teacher sees all labels, so `labelled_share` says nothing", "remove it", True
             )
+
+
+def _thawing_problems(experiment: Experiment) -> Iterable[Problem]:
+    """Models whose body is frozen, whatever method they learn by."""
+    for family in ("teachers", "students"):
+        for name, model in getattr(experiment, family).items():
+            said = model.training is not None and "frozen_epochs" in model.training.model_fields_set
+            place: errors.Path = (family, name) if said else ()
+            training = experiment.training_of(model)
+            if getattr(model, "weights", None) is None:
+                yield from _frozen_problems(name, model.model, training, (*place, "training"))
+
+
+def _frozen_problems(
+    name: object, model: ModelConfig, training: Training, path: errors.Path
+) -> Iterable[Problem]:
+    """What is wrong with the frozen epochs that a training has, by the path of that."""
+    place, kind = (*path, "frozen_epochs"), registry.MODELS[model.kind]
+    if not training.frozen_epochs or kind.fitted or kind.combines:
+        return
+    if not _starts_from_weights(model):
+        words = f"'{name}' starts from random weights, and its body would be frozen as it was drawn"
+        cure = "write it in the training of a model that has `initial_weights: FILE` or `pretrained: true`"
+        yield Problem(place, words, cure)
+    if training.frozen_epochs >= training.epochs:
+        words = f"the body of '{name}' would learn in none of the {training.epochs} epochs"
+        yield Problem(place, words, f"write less than {training.epochs}")
+
+
+def _starts_from_weights(model: ModelConfig) -> bool:
+    return model.initial_weights is not None or getattr(model, "pretrained", False)
 
 
 ALL_LABELLED = (
@@ -128,6 +160,11 @@ def _training_problems(
         if loss.mask is not None and (training.mixup or training.cutmix) and not loss.teachers:
             words = f"'{loss.label}' looks at labels through a mask, and the samples are mixed of two"
             yield Problem(path, words, "write no mask, or no mixing")
+    if not all(stage_of(training, expanded.stages, epoch).train for epoch in range(training.epochs)):
+        words = "a stage has nothing but the body learn in epochs in which that is frozen"
+        yield Problem(
+            path, words, "write `frozen_epochs: 0`, or have the stage's `train` name the classifier"
+        )
     if method.use is None or method.stages or method.early_stop or method.set:
         yield from _unused(expanded, method, path, training.epochs)
 
@@ -223,7 +260,7 @@ def _peer_problems(
     method: Method, named: object, model: ModelConfig, paths: Iterable[errors.Path]
 ) -> Iterable[Problem]:
     """Peers of a student that is ahead of them from the first step on."""
-    if model.initial_weights is None and not getattr(model, "pretrained", False):
+    if not _starts_from_weights(model):
         return
     for loss, path in zip(method.losses, paths, strict=True):
         if getattr(loss, "peers", 0):
@@ -246,6 +283,8 @@ def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experimen
     for name, student in experiment.students.items():
         training = merged(experiment.training_of(student), method.training)
         yield from _training_problems(expanded, method, path, training)
+        if method.training is not None and "frozen_epochs" in method.training.model_fields_set:
+            yield from _frozen_problems(name, student.model, training, (*path, "training"))
         yield from _target_problems(
             expanded, name, student.model.kind, expanded.paths, (*path, "stages") if method.stages else path
         )
@@ -470,6 +509,8 @@ def _distilled_problems(
         return  # said of the method itself
     training = merged(experiment.training_of(teacher), method.training)
     found = [*_training_problems(expanded, method, path, training), *_export_problems(expanded, path)]
+    if method.training is not None and method.training.frozen_epochs:
+        found += _frozen_problems(path[-1], teacher.model, training, path)
     found += _target_problems(expanded, path[-1], teacher.model.kind, [path] * len(expanded.losses), path)
     found += _peer_problems(expanded, path[-1], teacher.model, [path] * len(expanded.losses))
     for loss in expanded.losses:

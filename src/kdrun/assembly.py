@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,24 @@ def load(plan: Plan, dataset: Dataset, device: torch.device, shelf: Shelf, conso
             console.warn(f"{count:,} of {dataset.transfer_samples:,} samples of the transfer set are {what}")
     if problems := list(sample_problems(config.experiment, dataset, console.warn)):
         raise config.error(problems)
+    for sentence in dict.fromkeys(map(partial(_normalised_otherwise, dataset=dataset), plan.runs)):
+        if sentence:
+            console.warn(sentence)
+
+
+def _normalised_otherwise(run: Run, dataset: Dataset) -> str:
+    """What is said of published weights that know their inputs normalised by other figures than a loaded set's."""
+    published = getattr(run.model, "published", None)
+    if published is None or run.weights is not None or run.normalization is not None:
+        return ""
+    view = run.view or dataset.spec.default_view
+    if not published.differs(dataset.spec.shapes[view], dataset.units(view)):
+        return ""
+    return (
+        f"the {run.role} '{run.name}' starts from published weights, which know inputs normalised by mean "
+        f"{published.mean} and std {published.std}, and sees them normalised as the data set is; write "
+        f"`normalization: {published}` for it"
+    )
 
 
 @contextmanager
@@ -144,7 +163,8 @@ def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
             raise Mismatch(words, "name teachers that see the same one", key="view")
         model = registry.MODELS[run.model.kind](run.model, [member.model for member in members])
         return Network(model, view, device)
-    model = models.build(run.model, spec.shapes[view], spec.classes, derive(run.seed, run.role, "weights"))
+    seed, lens = derive(run.seed, run.role, "weights"), run.lens(spec, device)
+    model = models.build(run.model, spec.shapes[view], spec.classes, seed, lens)
     # Convolutions are faster on it, and a memory format changes no values but by the order of sums.
     return Network(model.to(memory_format=torch.channels_last), view, device)
 

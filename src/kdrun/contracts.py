@@ -116,10 +116,14 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The form of a data set: each view's shape without the batch, and the number of classes."""
+    """The form of a data set: each view's shape without the batch, and the number of classes.
+
+    ``units`` tells what a view's numbers are, once the set is loaded; where it is None nobody knows yet, or at all.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     classes: int
+    units: Callable[[str], Units] | None = field(default=None, compare=False, repr=False)
 
     @property
     def default_view(self) -> str:
@@ -205,6 +209,8 @@ class Model(Component, nn.Module):
 
     made_from: ModelConfig
     """The config, set by whoever builds it."""
+    lens: Callable[[Tensor], Tensor] | None = None
+    """What is made of an input before it is read, by a hook; see ``models.lens``."""
     stages: tuple[str, ...]
     """Names of the layers whose outputs are the stages, shallow to deep."""
     preactivations: tuple[str, ...] = ()

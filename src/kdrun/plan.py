@@ -12,6 +12,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from kdrun import errors, models, registry
 from kdrun.config import Config, Method, StudentConfig, TeacherConfig
 from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
@@ -19,6 +21,7 @@ from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import Mismatch, OutOfMemory
 from kdrun.models.weights import demand_memory
 from kdrun.optimization import SEEN_BY_FITTED, Stage, Training
+from kdrun.schema import sides
 from kdrun.store import fingerprint
 
 RESULT_VERSION = 4
@@ -57,6 +60,8 @@ class Run:
     device: str
     stages: tuple[Stage, ...] = ()
     momentum_gap: float | None = None
+    resize: tuple[int, int] | None = None
+    normalization: models.Normalization | None = None
     labelled_only: bool = False
     teachers: dict[str, Run] = field(default_factory=dict)
     weights: Any = None
@@ -122,6 +127,7 @@ class Run:
             "dataset": self._data_seen(),
             "model": self.model.model_dump(mode="json", exclude={"initial_weights"} | self._idle_of_model),
             "view": self.view,
+            **self.lens_inputs,
             "plugins": self._plugin_code(),
         }
         if self.weights_hash is not None:
@@ -154,6 +160,19 @@ class Run:
         idle = {key for key in ("queries", "labelled_share") if getattr(self.draw, key) is None}
         idle |= {key for key in ("frozen_epochs", "body_lr") if not getattr(self.training, key)}
         return {key: value for key, value in training.items() if key not in idle}
+
+    @property
+    def lens_inputs(self) -> dict[str, Any]:
+        """What it asks of its inputs beside the view."""
+        size = {} if self.resize is None else {"resize": [*self.resize]}
+        own = {} if self.normalization is None else {"normalization": self.normalization.model_dump()}
+        return size | own
+
+    def lens(self, spec: Spec, device: torch.device) -> models.Lens | None:
+        """What it sees its view through; raises ``Mismatch``."""
+        view = self.view or spec.default_view
+        units = spec.units(view) if self.normalization is not None and spec.units is not None else None
+        return models.lens_for(self.resize, self.normalization, spec.shapes[view], units, device)
 
     @property
     def _lacks_labels(self) -> bool:
@@ -305,7 +324,8 @@ def _macs(run: Run, spec: Spec) -> int:
     if run.way == "combined":  # of training samples all members are asked
         return sum(_macs(member, spec) for member in run.teachers.values())
     shape = spec.shapes[run.view or spec.default_view]
-    return models.macs(models.build(run.without_files().model, shape, spec.classes, 0), shape)
+    lens = run.lens(spec, torch.device("cpu"))
+    return models.macs(models.build(run.without_files().model, shape, spec.classes, 0, lens), shape)
 
 
 def _in_order(teachers: dict[str, TeacherConfig]) -> list[str]:
@@ -367,6 +387,8 @@ def _run(
         loss_paths=mix.paths,
         stages=mix.stages,
         momentum_gap=mix.momentum_gap,
+        resize=None if model.resize is None else sides(model.resize),
+        normalization=model.normalization,
         path=(f"{role}s", name),
         metric=config.experiment.dataset.metric,
         device=config.experiment.device,

@@ -108,6 +108,8 @@ def model_key(run: Run, spec: Spec) -> str:
         what["teachers"] = [model_key(teacher, spec) for teacher in run.teachers.values()]
     if decided_by_samples(run):
         what["fitted"] = run.fingerprint
+    if lens := run.lens_inputs:
+        what["lens"] = lens
     return fingerprint(what)[:16]
 
 

@@ -99,7 +99,7 @@ def rehearse(
                         else _frozen_as_finished(run, network, spec, device)
                     )
         except Mismatch as error:
-            problems.append(_problem(error, run.path if error.key == "view" else (*run.path, "model")))
+            problems.append(_of_model(error, run))
             broken.add((run.role, run.name))
             continue
         except WeightsError as error:
@@ -155,6 +155,13 @@ def _without_download(run: Run, spec: Spec, device: torch.device) -> Network:
 
 def _problem(error: Mismatch, path: Path) -> Problem:
     return Problem((*path, error.key) if error.key else path, str(error), error.hint)
+
+
+def _of_model(error: Mismatch, run: Run) -> Problem:
+    """What is wrong with a model, or with what it is to see."""
+    return _problem(
+        error, run.path if error.key in ("view", "resize", "normalization") else (*run.path, "model")
+    )
 
 
 def _term_problems(run: Run, around: Surroundings) -> Iterable[Problem]:
@@ -312,7 +319,7 @@ def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:
                     else finished_network(run, spec, cpu)
                 )
             except Mismatch as error:
-                raise plan.config.error([_problem(error, (*run.path, "model"))]) from error
+                raise plan.config.error([_of_model(error, run)]) from error
             batch = spec.random_batch(2)
             tables[run.role, run.name] = network.describe(batch, f"the {run.role} '{run.name}'")
     return tables

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
 
 
 class Schema(BaseModel):
@@ -21,6 +23,20 @@ def kind_alone(value: object) -> object:
 def form(value: object) -> str:
     """Whether an option was written as a list or as one value, so that errors speak of that form only."""
     return "many" if isinstance(value, list) else "one"
+
+
+Sides = Annotated[
+    Annotated[PositiveInt, Tag("one")]
+    | Annotated[list[PositiveInt], Field(min_length=2, max_length=2), Tag("many")],
+    Discriminator(form),
+]
+"""Height and width in pixels, of squares one number."""
+
+
+def sides(written: int | list[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = written if isinstance(written, list) else [written] * 2
+    return height, width
 
 
 def as_list(value: str | list[str] | None) -> list[str]:

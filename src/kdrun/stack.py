@@ -107,7 +107,8 @@ def likeness(student: Student) -> Any:
     """What students that are stacked have in common."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in student.model.state_dict().items())
     architecture = student.model.made_from.model_dump_json(exclude={"initial_weights", "pretrained"})
-    return architecture, shapes, student.training.model_dump_json(), student.bf16, student.network.view
+    seen = student.network.view, student.model.lens
+    return architecture, shapes, student.training.model_dump_json(), student.bf16, *seen
 
 
 class _Row:

@@ -218,6 +218,10 @@ def _fitted_problems(
     if not fitted and cuts is not None:
         words = f"'{kind}' is trained in steps, and only what is fitted at once is cross-fitted"
         yield Problem((*path, "cross_fit"), words, "remove it", True)
+    for key in ("resize", "normalization") if fitted else ():
+        if getattr(model, key) is not None:
+            words = f"'{kind}' is fitted at once to the numbers of the data set, so `{key}` says nothing"
+            yield Problem((*path, key), words, "remove it", True)
     if fitted and cuts == 1:
         yield Problem((*path, "cross_fit"), "one part leaves nothing to fit to", "write 0, or 2 or more")
     training = experiment.training_of(model)
@@ -470,7 +474,7 @@ def _combined_problems(
     """What does not go with a model that is made of finished teachers."""
     kind, names = teacher.model.kind, teacher.sources
     assert isinstance(teacher.model, CombinedConfig)
-    for key in ("method", "training", "weights", "view", "cross_fit"):
+    for key in ("method", "training", "weights", "view", "resize", "normalization", "cross_fit"):
         if getattr(teacher, key) is not None:
             words = f"'{kind}' is made of finished teachers, so `{key}` says nothing"
             yield Problem((*path, key), words, "remove it", True)

@@ -72,7 +72,7 @@ def fill_in(data: dict[str, Any], source: Source) -> Iterator[Problem]:
 
 
 def _model_of(folder: Path) -> dict[str, Any]:
-    """The model, view and weights of a finished run, as a teacher in a config says them.
+    """The model, view (with size and normalisation) and weights of a finished run, as a teacher in a config says them.
 
     Raises ``Mismatch`` where it cannot teach, and ``StoreError`` where it is not as it was written.
     """
@@ -97,7 +97,8 @@ def _model_of(folder: Path) -> dict[str, Any]:
         words = f"the run predicts by parts of its loss '{predicting[0]}', and a teacher by its model alone"
         raise Mismatch(words, "name a run of another method")
     demand(folder, {WEIGHTS: result["files"][WEIGHTS]})
-    return {"model": inputs["model"], "view": inputs["view"], "weights": str(folder / WEIGHTS)}
+    lens = {key: inputs[key] for key in ("resize", "normalization") if key in inputs}
+    return {"model": inputs["model"], "view": inputs["view"], "weights": str(folder / WEIGHTS)} | lens
 
 
 def _missing(folder: Path) -> tuple[str, str]:
@@ -149,9 +150,10 @@ def sample_problems(
                 words = "this run has other test samples of the same data set, and may have learnt from the ones here"
                 yield Problem(path, words, _same_split(there, here))
             else:
+                seen = "as its run wants them" if "normalization" in result["inputs"] else "as they are here"
                 warn(
                     f"the teacher '{name}' is of a run on other data ({there['kind']}): if it learnt from any of the "
-                    "test samples here, it and its students score too high; it sees inputs normalised as they are here"
+                    f"test samples here, it and its students score too high; it sees inputs normalised {seen}"
                 )
         elif here.get("validation") and any(
             there.get(key) != here.get(key) for key in ("seed", "validation")

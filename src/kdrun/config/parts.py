@@ -21,8 +21,9 @@ from pydantic_core import CoreSchema, core_schema
 from kdrun import errors, registry
 from kdrun.contracts import Combine, DatasetConfig, LossConfig, ModelConfig
 from kdrun.controls import ALONE, CONTROLS, MATCHED, SHUFFLED, SMOOTHED, Control
+from kdrun.models import AnyNormalization
 from kdrun.optimization import Recipe, Stage, Training, merged
-from kdrun.schema import Schema, as_list, kind_alone
+from kdrun.schema import Schema, Sides, as_list, kind_alone
 from kdrun.yamlsource import NAME, NO_NAME, NOT_FREE, RESERVED
 
 
@@ -70,26 +71,40 @@ BESIDE_A_RUN = {"run", "expect"}
 """What a teacher says that is a finished run; all else comes from there."""
 
 
-class TeacherConfig(Schema):
+class ModelUse(Schema):
+    """A model's part in an experiment: what teachers and students say alike."""
+
+    model: AnyModel
+    """its architecture"""
+    training: Training | None = None
+    """what differs from the experiment's `training`"""
+    view: str | None = None
+    """the input that it sees"""
+    resize: Sides | None = None
+    """what the pictures that it sees are resized to, up or down: so many pixels; one number for squares, or [height,
+    width]"""
+    normalization: AnyNormalization | None = None
+    """by what it wants its inputs normalised, as its weights know them, on the scale of [0, 1]: imagenet, or `{mean:
+    [...], std: [...]}` of each channel (tables: as measured, of each column); as the data set is where nothing is said
+    """
+
+
+class TeacherConfig(ModelUse):
     """A teacher: trained by kdrun, distilled or made of other teachers, or read from a file or from a finished run."""
 
     model: AnyModel
     """its architecture; that of its `run`, where there is one"""
-    training: Training | None = None
-    """what differs from the experiment's `training`"""
     weights: Path | None = Field(default=None, strict=False)
     """a finished teacher's local file (safetensors, or .pt); it is then not trained"""
     run: Path | None = Field(default=None, strict=False)
-    """a finished run's folder, a teacher's or a student's of any experiment: its model, its view and its weights are
-    the teacher's, of which nothing but `expect` is said then"""
+    """a finished run's folder, a teacher's or a student's of any experiment: its model, its view, with size and
+    normalisation, and its weights are the teacher's, of which nothing but `expect` is said then"""
     expect: float | None = Field(default=None, ge=0, le=1)
     """the least score on the test set; below it nothing is distilled"""
     seed: int = 0
     """its own seed; one teacher serves all the students' seeds"""
     seeds: Literal["each"] | None = None
     """`each`: one teacher for each student seed"""
-    view: str | None = None
-    """the input that it sees"""
     cross_fit: int | None = Field(default=None, ge=0)
     """of a model that is fitted at once (forest, svc, …), in how many parts the training set is cut: students hear of a
     sample what a model says that was fitted without its part; 5 where nothing is said, 0 for what it says of what it
@@ -119,15 +134,8 @@ class TeacherConfig(Schema):
         return FOLDS if self.cross_fit is None else self.cross_fit
 
 
-class StudentConfig(Schema):
+class StudentConfig(ModelUse):
     """A student."""
-
-    model: AnyModel
-    """its architecture"""
-    training: Training | None = None
-    """what differs from the experiment's `training`"""
-    view: str | None = None
-    """the input that it sees"""
 
 
 class Range(Schema):
@@ -249,7 +257,7 @@ class Experiment(Schema):
     controls: Controls = "default"
     """what stands beside the methods: default is alone and label-smoothing, none is alone, or a list"""
 
-    def training_of(self, model: TeacherConfig | StudentConfig) -> Training:
+    def training_of(self, model: ModelUse) -> Training:
         """A model's own training, whatever method changes of it."""
         own: Training = merged(self.training, model.training)
         return own

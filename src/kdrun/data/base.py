@@ -259,6 +259,7 @@ class SampleSet(Dataset):
         }
         parts = {name: self._part(sources[name], piece) for name, piece in pieces.items()}
         self._parts = {False: parts, True: self._as_given(parts)}
+        self.spec = replace(self.spec, units=self.units)
 
     def _unlabelled(self, transfer_set: transfer.Transfer, pieces: Mapping[str, Piece]) -> Piece:
         """The transfer set; which of its samples stand in the set's own files, too, is noted."""

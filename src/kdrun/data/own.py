@@ -30,9 +30,9 @@ from kdrun.data.files import (
     visible,
 )
 from kdrun.data.sources import Inputs
-from kdrun.data.views import Sides, ViewName, sides
+from kdrun.data.views import ViewName
 from kdrun.errors import DataError, did_you_mean, shown
-from kdrun.schema import form
+from kdrun.schema import Sides, form, sides
 
 LABELS = "y"
 """The array of a .npz file that holds them."""

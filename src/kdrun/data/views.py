@@ -13,30 +13,17 @@ from typing import Annotated, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from kdrun.contracts import DatasetConfig, Units
 from kdrun.errors import DataError, did_you_mean, shown
-from kdrun.schema import Schema, form
+from kdrun.schema import Schema, Sides, sides
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """What red, green and blue count in grey, as ITU-R Recommendation BT.601 has it."""
 LISTED, SOUGHT = 20, 1000
 """Columns up to which an error names them all, and among which a name is looked for that is nearly right."""
-
-Sides = Annotated[
-    Annotated[PositiveInt, Tag("one")]
-    | Annotated[list[PositiveInt], Field(min_length=2, max_length=2), Tag("many")],
-    Discriminator(form),
-]
-"""Height and width in pixels, of squares one number."""
-
-
-def sides(written: int | list[int]) -> tuple[int, int]:
-    """Height and width."""
-    height, width = written if isinstance(written, list) else [written] * 2
-    return height, width
 
 
 class View(Schema):

@@ -2,6 +2,7 @@
 
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.fitted import SVC, Fitted, LogisticRegression
+from kdrun.models.lens import AnyNormalization, Lens, Normalization, lens_for
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
 from kdrun.models.prepared import Prepared, Recipe, recipe
@@ -19,6 +20,7 @@ __all__ = [
     "MLP",
     "SVC",
     "VGG",
+    "AnyNormalization",
     "Boosting",
     "Cascade",
     "Combined",
@@ -28,9 +30,11 @@ __all__ = [
     "Fitted",
     "Forest",
     "Frozen",
+    "Lens",
     "LogisticRegression",
     "MobileNetV2",
     "Network",
+    "Normalization",
     "Prepared",
     "Recipe",
     "ResNet",
@@ -43,6 +47,7 @@ __all__ = [
     "ViT",
     "WideResNet",
     "build",
+    "lens_for",
     "load_weights",
     "macs",
     "parameters",

@@ -16,6 +16,7 @@ from kdrun.contracts import Model, ModelConfig
 from kdrun.errors import Mismatch, WeightsError, did_you_mean
 from kdrun.machine import raise_lack
 from kdrun.models.layers import picture
+from kdrun.models.lens import Normalization
 from kdrun.models.weights import start_from
 
 SHRINK = 1.5
@@ -29,6 +30,18 @@ class ExternalConfig(ModelConfig):
     """the network's name in its library"""
     pretrained: bool = False
     """start from published weights, which are downloaded once; the classifier is new where the classes differ"""
+
+    @property
+    def published(self) -> Normalization | None:
+        """By what the published weights, if they are asked for, want their inputs normalised."""
+        if not self.pretrained:
+            return None
+        figures = self._published_figures()
+        mean, std = (list(getattr(figures, key, None) or ()) for key in ("mean", "std"))
+        return Normalization(mean=mean, std=std) if mean and std else None
+
+    def _published_figures(self) -> Any:
+        """What has their ``mean`` and ``std``."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -115,6 +128,11 @@ class Torchvision(External):
 
         kind: Literal["torchvision"]
 
+        def _published_figures(self) -> Any:
+            from torchvision import models
+
+            return models.get_model_weights(self.name).DEFAULT.transforms()
+
     def __init__(self, config: Config, shape: tuple[int, ...], classes: int) -> None:
         from torchvision import models
 
@@ -187,6 +205,11 @@ class Timm(External):
         """Options of `timm`."""
 
         kind: Literal["timm"]
+
+        def _published_figures(self) -> Any:
+            import timm
+
+            return timm.get_pretrained_cfg(self.name)
 
     def __init__(self, config: Config, shape: tuple[int, ...], classes: int) -> None:
         try:

@@ -16,14 +16,17 @@ from kdrun import registry, taps
 from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs, Predictor
 from kdrun.eager import seen_to
 from kdrun.memory import watched
+from kdrun.models.lens import Lens, look_through
 from kdrun.models.together import Combined
 from kdrun.models.weights import read_state, start_from
 
 seen_to(getattr(flop_counter, "_FlopCounterMode", None), "__torch_dispatch__")
 
 
-def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) -> Model:
-    """The model that a config names, for inputs of a ``shape`` without the batch, on the CPU.
+def build(
+    config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int, through: Lens | None = None
+) -> Model:
+    """The model that a config names, for inputs of a ``shape`` without the batch, seen ``through`` a lens, on the CPU.
 
     Its weights are a function of ``seed``, unless they come from a file; no global generator is changed. Raises
     ``Mismatch`` where the model cannot read such inputs, ``WeightsError`` where its file does not fit, and
@@ -31,8 +34,10 @@ def build(config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int) 
     """
     with torch.random.fork_rng(devices=[]), watched():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change the GPUs'
-        model: Model = registry.MODELS[config.kind](config, shape, classes)
+        seen = shape if through is None else through.shape(shape)
+        model: Model = registry.MODELS[config.kind](config, seen, classes)
     model.made_from = config
+    look_through(model, through)
     if config.initial_weights is not None:
         start_from(model, read_state(config.initial_weights), str(config.initial_weights))
     return model

@@ -30,6 +30,7 @@ methods:
   - {name: idle, losses: [{kind: ce}, {kind: kd, weight: 0}]}
   - {name: masked, losses: [{kind: ce}, {kind: kd, mask: teacher-correct}]}
   - {name: rkd, losses: [{kind: ce}, {kind: kd}, {kind: rkd}]}
+  - {name: wkd, losses: [{kind: ce}, {kind: wkd-logit}]}
   - {name: later, losses: [{kind: ce}, {kind: kd, first_epoch: 2}]}
   - {name: past, losses: [{kind: ps-kd}, {kind: kd}]}
   - {name: exits, losses: [{kind: ce}, {kind: kd}, {kind: exits, layers: [blocks.0]}]}
@@ -62,6 +63,7 @@ def reached(student, lesson, taught):
         ("hard", {"ce": {CLASS}, "hard": {DISTILLATION}}),
         ("masked", {"ce": {CLASS}, "kd": {DISTILLATION}}),
         ("rkd", {"ce": {CLASS}, "kd": {DISTILLATION}, "rkd": set()}),
+        ("wkd", {"ce": {CLASS}, "wkd-logit": {DISTILLATION}}),
         ("past", {"ps-kd": {CLASS}, "kd": {DISTILLATION}}),
     ],
 )
@@ -108,7 +110,7 @@ def test_the_embedding_is_what_both_classifiers_read():
 def test_a_token_costs_its_numbers_its_place_and_a_classifier():
     plain, token = (build("vit", distillation_token=has) for has in (False, True))
     assert parameters(token) - parameters(plain) == 16 + 16 + 16 * 7 + 7
-    assert "distillation_token" not in plain.state_dict() and not plain.heads
+    assert "distillation_token" not in plain.state_dict() and not plain.logits_for
 
 
 def test_what_deploys_it_is_the_mean_and_a_teacher_with_it_gives_the_mean(tmp_path):
@@ -173,7 +175,7 @@ def test_students_are_stacked_where_every_step_reaches_both_classifiers(group, m
         torch.nn, "Conv2d", type("NoConvolution", (), {})
     )  # which keeps it from being stacked on a CPU
     stacked = {name for name, student in made.items() if stack.why_not(student) is None}
-    assert stacked == {"alone", "hard", "only", "hint", "idle", "rkd", "past", "exits"}
+    assert stacked == {"alone", "hard", "only", "hint", "idle", "rkd", "wkd", "past", "exits"}
 
 
 def test_a_run_without_the_token_is_the_run_that_it_was():

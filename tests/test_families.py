@@ -191,6 +191,10 @@ def test_a_config_may_name_what_is_made_of_a_layer():
     assert caught.value.hint.startswith("write 'token'") and caught.value.key == "student_layer"
     with pytest.raises(Mismatch, match=r"no layer 'blocks\.9'"):
         table.resolve("blocks.9:map", "layers")
+    with pytest.raises(Mismatch) as caught:
+        table.resolve("blocks.0:maps", "layers")
+    near, _, listed = caught.value.hint.partition(" layers: ")
+    assert near == "did you mean 'blocks.0:map'?" and ":" not in listed
 
 
 def test_a_prepared_teacher_gives_what_is_made_of_its_layers():

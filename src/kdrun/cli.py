@@ -742,7 +742,7 @@ def layers(
     padded = [column + [""] * (height - len(column)) for column in columns]
     head = [f"{role} {name}" for role, name in tables]
     print_table(
-        "layer: shape without the batch (* stage, + pooled)",
+        "layer: shape without the batch (* stage, + pooled); LAYER:map is its tokens as a map, LAYER:mean its mean",
         head,
         [list(line) for line in zip(*padded, strict=True)],
         keys=0,

@@ -217,7 +217,7 @@ class Model(Component, nn.Module):
     """For each stage the name of the layer whose output its last ReLU gets; empty where there are none."""
     norms: tuple[str, ...] = ()
     """For each stage the name of the BatchNorm before its last ReLU; empty where there are none."""
-    layout: Layout | None = None
+    token_layout: Layout | None = None
     """Where its tokens (B, T, D) come from; None where it has none, or nobody knows."""
     attentions: Mapping[str, int] = {}
     """Names of the layers whose outputs (B, T, 3·D) are the queries, keys and values of self-attention, each of all
@@ -226,7 +226,7 @@ class Model(Component, nn.Module):
     """Name of the layer whose output is the embedding (B, D) that the classifier sees."""
     head: str
     """Name of the classifier."""
-    heads: Mapping[Side, str] = {}
+    logits_for: Mapping[Side, str] = {}
     """Where the classifier is two, whose logits are averaged: the names of the one that learns from labels and of the
     one that learns from teachers."""
     fitted: ClassVar[bool] = False

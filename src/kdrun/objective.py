@@ -28,6 +28,7 @@ from kdrun.contracts import (
     Twin,
 )
 from kdrun.errors import Mismatch, did_you_mean
+from kdrun.losses.base import OnLogits
 from kdrun.losses.labels import LabelLoss
 from kdrun.losses.numerics import bounded, certainty
 from kdrun.losses.selves import PastSelf
@@ -250,11 +251,15 @@ def sides(configs: Sequence[LossConfig]) -> list[Side | None]:
     """
     found = [_side(config) for config in configs]
     weighing = [
-        side
-        for side, config in zip(found, configs, strict=True)
-        if config.weight and (side == "labels" or registry.LOSSES[config.kind].on_logits)
+        side for side, config in zip(found, configs, strict=True) if config.weight and _sees_logits(config)
     ]
     return found if {"labels", "teachers"} <= {*weighing} else [None] * len(found)
+
+
+def _sees_logits(config: LossConfig) -> bool:
+    """Whether a term looks at the student's logits."""
+    loss_class = registry.LOSSES[config.kind]
+    return loss_class.on_logits or issubclass(loss_class, OnLogits)
 
 
 def _side(config: LossConfig) -> Side | None:
@@ -279,7 +284,7 @@ def build_term(config: LossConfig, around: Surroundings, side: Side | None = Non
         loss = loss_class(config)
         taps |= _build(loss, group, place, around)
         losses.append(loss.to(around.batch.labels.device))
-    head = around.student.model.heads.get(side) if side else None
+    head = around.student.model.logits_for.get(side) if side else None
     around.student.tap([head] if head else [])
     return Term(config, losses, taps, _fitted(config, around), head).to(around.batch.labels.device)
 

@@ -55,6 +55,11 @@ class LayerTable:
     layout: Layout | None = None
     attentions: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def own(self) -> list[str]:
+        """The names of the layers, without what was made of some."""
+        return [name for name in self.shapes if ":" not in name]
+
     def as_map(self, layer: str) -> str:
         """The layer that gives a layer's tokens as a map, where it gives tokens and their places are known."""
         shape = self.shapes[layer]
@@ -86,20 +91,21 @@ class LayerTable:
             return layer
         if layer in named:
             return named[layer]
-        for behind, make in ((AS_MAP, self.as_map), (AS_MEAN, self.as_mean)):
-            if layer.endswith(behind):
-                made = make(self.resolve(layer.removesuffix(behind), key))
-                if made.endswith(behind):
+        for ending, make in ((AS_MAP, self.as_map), (AS_MEAN, self.as_mean)):
+            if layer.endswith(ending):
+                made = make(self.resolve(layer.removesuffix(ending), key))
+                if made.endswith(ending):
                     return made
                 raise Mismatch(
-                    f"layer '{made}' of {self.owner} gives {self.shapes[made]}, of which no {behind[1:]} is made",
+                    f"layer '{made}' of {self.owner} gives {self.shapes[made]}, of which no {ending[1:]} is made",
                     f"write '{made}', or another layer",
                     key,
                 )
+        known = list(dict.fromkeys([*self.own, *named]))
+        near = [name + ending for name in known for ending in ((AS_MAP, AS_MEAN) if ":" in layer else ("",))]
         raise Mismatch(
             f"{self.owner} has no layer '{layer}'",
-            f"{did_you_mean(layer, [*self.shapes, *named], list_all=False)} "
-            f"layers: {', '.join([*self.shapes, *(n for n in named if n not in self.shapes)])}".lstrip(),
+            f"{did_you_mean(layer, near, list_all=False)} layers: {', '.join(known)}".lstrip(),
             key,
         )
 
@@ -130,7 +136,7 @@ def describe(model: nn.Module, x: Tensor, owner: str) -> LayerTable:
         getattr(model, "pooled", ""),
         tuple(getattr(model, "preactivations", ())),
         tuple(getattr(model, "norms", ())),
-        getattr(model, "layout", None),
+        getattr(model, "token_layout", None),
         getattr(model, "attentions", {}),
     )
 

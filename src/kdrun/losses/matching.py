@@ -73,9 +73,7 @@ def stages_of(table: LayerTable, before_relu: bool = False) -> tuple[str, ...]:
             if before_relu
             else ("does not say which of its layers are stages")
         )
-        raise Mismatch(
-            f"{table.owner} {what}", f"name the layers to compare; layers: {', '.join(table.shapes)}"
-        )
+        raise Mismatch(f"{table.owner} {what}", f"name the layers to compare; layers: {', '.join(table.own)}")
     return names
 
 
@@ -108,7 +106,7 @@ def chosen_layer(table: LayerTable, layer: str | None, default: str | None, key:
     if not default:
         raise Mismatch(
             f"{table.owner} does not say which layer is to be compared",
-            f"name one as '{key}'; layers: {', '.join(table.shapes)}",
+            f"name one as '{key}'; layers: {', '.join(table.own)}",
             key,
         )
     return default

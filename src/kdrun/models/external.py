@@ -81,7 +81,7 @@ class External(Model):
         head = self._find_classifier(outputs, classes, said)
         self.head = self.PREFIX + head
         self.stages = tuple(self.PREFIX + name for name in _stages(self.net, outputs, head))
-        self.layout = _layout(self.net)
+        self.token_layout = _layout(self.net)
         self.attentions = {
             self.PREFIX + name: heads for name, heads in _attentions(self.net, outputs).items()
         }

@@ -179,8 +179,8 @@ def _made_of(x: Tensor, layer: str, model: nn.Module) -> Tensor:
     if layer == taps.CLASS_MAPS:
         return class_maps(model, x)
     if layer.endswith(taps.AS_MAP):
-        assert model.layout is not None
-        return model.layout.as_map(x)
+        assert model.token_layout is not None
+        return model.token_layout.as_map(x)
     return x.mean(dim=1) if x.ndim == 3 else x.mean(dim=(2, 3))
 
 

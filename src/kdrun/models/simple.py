@@ -152,7 +152,7 @@ class GRU(Model):
         self.last = Pick(-1)
         self.classifier = nn.Linear(config.hidden, classes)
         self.stages = tuple(f"body.{i}" for i in range(config.layers))
-        self.layout = Layout(0, (shape[0] if len(shape) == 1 else shape[-2], 1))
+        self.token_layout = Layout(0, (shape[0] if len(shape) == 1 else shape[-2], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of tables (B, F), sequences (B, T, D) or pictures (B, K, H, W)."""
@@ -226,12 +226,12 @@ class ViT(Model):
         if config.distillation_token:
             self.token = _FirstTwo()
             self.classifier = _TwoClassifiers(config.dim, classes)
-            self.heads = {
+            self.logits_for = {
                 "labels": "classifier.of_class_token",
                 "teachers": "classifier.of_distillation_token",
             }
         self.stages = tuple(f"blocks.{i}" for i in range(config.depth))
-        self.layout = Layout(len(self._learned), (height // config.patch, width // config.patch))
+        self.token_layout = Layout(len(self._learned), (height // config.patch, width // config.patch))
         self.attentions = {f"{stage}.attention.qkv": config.heads for stage in self.stages}
         self._draw()
 

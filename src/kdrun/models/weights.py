@@ -230,7 +230,7 @@ def _described(value: object) -> str:
 
 def _check_classes(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
     """Raise ``WeightsError`` where the classifier, and so perhaps the data set, is another."""
-    name = f"{model.heads.get('labels', model.head)}.weight"
+    name = f"{model.logits_for.get('labels', model.head)}.weight"
     own = model.state_dict().get(name)  # a user's classifier may be more than one layer
     if own is None or name not in state or state[name].ndim != own.ndim:
         return

@@ -97,6 +97,35 @@ def irg(student, teacher, batch, loss):
     return np.mean((s - t) ** 2)
 
 
+def gkd(student, teacher, batch, loss):
+    def graph(x):
+        x = x.reshape(len(x), -1)
+        similar = np.maximum(rows_of_length_one(x) @ rows_of_length_one(x).T, 0)
+        np.fill_diagonal(similar, 0)
+        degrees = similar.sum(axis=1)
+        return similar / np.sqrt(np.outer(degrees, degrees))
+
+    def neighbours(graph, k):
+        near = np.array([[value >= np.sort(row)[-k] and value > 0 for value in row] for row in graph])
+        return near | near.T
+
+    def apart(x, adapter, t):
+        x, t = (one.reshape(len(one), -1) for one in (x, t))
+        return np.mean(np.sum((rows_of_length_one(linear(adapter, x)) - rows_of_length_one(t)) ** 2, axis=1))
+
+    layers = [both(student, teacher, stage) for stage in ("stage1", "stage2", "stage3")]
+    graphs, config = [tuple(map(graph, pair)) for pair in layers], loss.config
+    seen = [neighbours(t, config.neighbours) if config.neighbours else 1 for _, t in graphs]
+    edges = np.mean([np.mean(near * (s - t) ** 2) for (s, t), near in zip(graphs, seen, strict=True)])
+    nodes = [apart(s, adapter, t) for (s, t), adapter in zip(layers, loss.adapters, strict=False)]
+    changes = [np.mean((s2 - s1 - t2 + t1) ** 2) for (s1, t1), (s2, t2) in pairwise(graphs)]
+    return (
+        config.edges * edges
+        + (np.mean(nodes) if nodes else 0) * config.nodes
+        + config.change * np.mean(changes)
+    )
+
+
 def itrd(student, teacher, batch, loss):
     def z(x):
         return (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)
@@ -187,6 +216,7 @@ CLOSED_FORM = {
     "pkt": pkt,
     "cc": cc,
     "irg": irg,
+    "gkd": gkd,
     "itrd": itrd,
     "crd": crd,
     "srrl": srrl,

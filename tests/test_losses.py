@@ -70,6 +70,8 @@ VARIANTS = [
     {"kind": "vid", "middle": 3},
     {"kind": "hint", "relu": False},
     {"kind": "irg", "changes": [[["stage1", "stage1"], ["stage2", "stage2"]]]},
+    {"kind": "gkd", "edges": 0, "nodes": 1},
+    {"kind": "gkd", "change": 2, "neighbours": 2},
     {"kind": "itrd", "correlation": 0},
     {"kind": "itrd", "mutual": 0},
     {"kind": "crd", "negatives": 7, "positive": "class"},
@@ -138,6 +140,16 @@ def test_alpha_beta_has_the_kullback_leibler_divergences_as_limits(exponents, di
 def test_the_neighbours_of_cc_are_their_closed_form():
     loss, student, teacher, batch = given({"kind": "cc", "mode": "code"})
     expected = closed_relations.VARIANT_FORM["cc-code"](student, teacher, batch, loss)
+    assert loss(student, teacher, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"neighbours": 2}, {"edges": 0, "nodes": 3}, {"edges": 0, "change": 2}, {"edges": 2, "nodes": 1}],
+)
+def test_the_parts_of_a_graph_are_their_closed_forms(options):
+    loss, student, teacher, batch = given({"kind": "gkd"} | options)
+    expected = closed_relations.gkd(student, teacher, batch, loss)
     assert loss(student, teacher, batch).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -896,7 +908,7 @@ def test_default_layers():
     student, teacher = table("the student", STUDENT), table("the teacher", TEACHER)
     stages, last, embedding = ("stage1", "stage2", "stage3"), ("stage3",), ("embedding",)
     expected = {"hint": ("stage2",), "cat-kd": (CLASS_MAPS,), "reviewkd": (*stages, *embedding)}
-    expected |= dict.fromkeys(("at", "nst", "vid", "ab", "ofd", "semckd"), stages)
+    expected |= dict.fromkeys(("at", "nst", "vid", "ab", "ofd", "semckd", "gkd"), stages)
     expected |= dict.fromkeys(("sp", "ickd", "ft", "cwd", "pkd", "mgd", "srrl", "simkd", "wkd-feature"), last)
     expected |= dict.fromkeys(("rkd", "pkt", "cc", "irg", "itrd", "crd", "srd", "nd", "pad"), embedding)
     taps = {kind: build({"kind": kind}).taps(student, teacher) for kind in expected}
@@ -961,6 +973,8 @@ def test_a_teacher_without_layers_is_refused(kind, bare):
         {"kind": "at", "layers": []},
         {"kind": "at", "layers": [["stage1"]]},
         {"kind": "rkd", "distance": 0, "angle": 0},
+        {"kind": "gkd", "edges": 0},
+        {"kind": "gkd", "change": 1, "layers": [["stage1", "stage1"]]},
     ],
 )
 def test_options_out_of_range_are_refused(config):

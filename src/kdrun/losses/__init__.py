@@ -22,6 +22,7 @@ from kdrun.losses.features import (
     SolutionFlow,
     VariationalInformation,
 )
+from kdrun.losses.graphs import GraphKD
 from kdrun.losses.labels import CrossEntropy, VirtualTeacher
 from kdrun.losses.logits import (
     BinaryKD,
@@ -71,6 +72,7 @@ __all__ = [
     "EntropyWeighted",
     "Exits",
     "FactorTransfer",
+    "GraphKD",
     "HardTargets",
     "Hint",
     "InformationTheoretic",

@@ -215,6 +215,23 @@ def frozen(
     return CrossFitted(network.model, network.view, device, heard)
 
 
+def teacher(run: Run, result: Result | None, dataset: Dataset, device: torch.device, given: bool) -> Frozen:
+    """A finished run's network, frozen, as it teaches those that are ``given`` what students see, or all samples."""
+    return frozen(run, result, dataset.spec, device, _heard_of(dataset, given, run.draw.given))
+
+
+def _heard_of(dataset: Dataset, given: bool, learnt_from_given: bool) -> np.ndarray:
+    """Where samples (N,), of the students' or all, stand among those that a teacher learnt from; -1 for others."""
+    if given == learnt_from_given:
+        return np.arange(len(dataset.labels("train", given)))
+    places = dataset.places(True)
+    if given:
+        return places
+    own = np.full(len(dataset.labels("train")), -1)
+    own[places[places >= 0][::-1]] = np.flatnonzero(places >= 0)[::-1]  # of twins the one of the training set
+    return own
+
+
 def _give(model: Model, state: Mapping[str, torch.Tensor], file: Path) -> None:
     """Give a model what a file of a finished run holds; raises ``DamagedError`` where that is another's."""
     try:

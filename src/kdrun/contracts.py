@@ -502,17 +502,18 @@ class DatasetConfig(Schema):
     validation: float = Field(default=0.0, ge=0, lt=1)
     """share of the training set held out, stratified by class"""
     labels_per_class: int | None = Field(default=None, ge=1)
-    """how many labels of each class the students see; the teachers see all"""
+    """how many labels of each class the students see; the teachers see all, but for those with `labels: given`"""
     transfer_set: TransferSet | None = None
-    """further samples, of whatever class, for students with a teacher; no teacher is trained on them, and no label of
-    them is looked at: `{root: FOLDER}` of pictures, or `{path: FILE}`, a .npz with `x` or a .csv with the same columns
-    """
+    """further samples, of whatever class, for students with a teacher; no teacher is trained on them, but for those
+    with `labels: given`, and no label of them is looked at: `{root: FOLDER}` of pictures, or `{path: FILE}`, a .npz
+    with `x` or a .csv with the same columns"""
     leave_out: (
         Annotated[list[ClassName], Field(min_length=1), AfterValidator(lambda names: sorted(set(names)))]
         | None
     ) = None
     """classes, as the set calls them, of which the students never see a sample but what a transfer set may hold; the
-    teachers and the test set have them, and inputs are normalised by all training samples"""
+    teachers, but for those with `labels: given`, and the test set have them, and inputs are normalised by all training
+    samples"""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """the score of the comparison"""
     seed: int = 0

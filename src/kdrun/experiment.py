@@ -76,10 +76,10 @@ class Experiment:
         """Train a group in lock step, from its checkpoints if there are any, and store its results; what failed."""
         with bookkeeping.locked_group(self.store, group), self.stop.until_done(), memory.watched():
             unfinished = [run for run in group if self.finished(run) is None]
-            where, places = (self.dataset, self.device), self.dataset.places(group[0].draw.given)
+            where, given = (self.dataset, self.device), group[0].draw.given
             seats = bookkeeping.take_seats(self.store, self.config, unfinished, *where, self.console)
             teachers = {
-                run: assembly.frozen(run, self.finished(run), self.dataset.spec, self.device, places)
+                run: assembly.teacher(run, self.finished(run), *where, given)
                 for one in group
                 for run in one.teachers.values()
             }

@@ -62,6 +62,8 @@ class Run:
     momentum_gap: float | None = None
     resize: tuple[int, int] | None = None
     normalization: models.Normalization | None = None
+    labels: Literal["all", "given"] = "given"
+    """whose samples and labels it sees: the whole training set's, or those that are given to the students"""
     labelled_only: bool = False
     teachers: dict[str, Run] = field(default_factory=dict)
     weights: Any = None
@@ -178,7 +180,7 @@ class Run:
     def _lacks_labels(self) -> bool:
         """Whether it learns in steps from samples of which some have no label that it may see."""
         hidden = any(self.data.get(key) is not None for key in ("labels_per_class", "transfer_set"))
-        return hidden and self.role == "student" and self.way == "trained" and not self.labelled_only
+        return hidden and self.labels == "given" and self.way == "trained" and not self.labelled_only
 
     def _data_seen(self) -> dict[str, Any]:
         """What decides the samples that it sees: of further views only what it looks at."""
@@ -211,7 +213,7 @@ class Run:
         return Draw(
             seed=self.seed,
             batch_size=self.training.batch_size,
-            labels="all" if self.role == "teacher" else "given",
+            labels=self.labels,
             labelled_only=self.labelled_only,
             labelled_share=self.training.labelled_share if self._lacks_labels else None,
             mixup=self.training.mixup,
@@ -345,15 +347,18 @@ def _teacher_run(
     known: dict[tuple[str, int], Run],
 ) -> Run:
     sources = {source: _serving(source, seed, known) for source in teacher.sources}
+    method, as_students = config.teaching(teacher, ("teachers", name, "method")), teacher.labels == "given"
     return _run(
         config,
         teacher,
-        config.teaching(teacher, ("teachers", name, "method")),
+        method,
         role="teacher",
         name=name,
         method=teacher.method,
         seed=seed,
-        data=_as_teachers_see(data),
+        data=data if as_students else _as_teachers_see(data),
+        labels=teacher.labels,
+        labelled_only=as_students and _labelled_only(config, method),
         view=next(iter(sources.values())).view
         if registry.MODELS[teacher.model.kind].combines
         else teacher.view,
@@ -406,9 +411,6 @@ def _student_run(
     teachers: dict[tuple[str, int], Run],
 ) -> Run:
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
-    asked = config.experiment.dataset
-    few = asked.labels_per_class is not None or asked.transfer_set is not None
-    of_all = any(registry.LOSSES[loss.kind].learns_unlabelled for loss in method.losses)
     return _run(
         config,
         student,
@@ -419,9 +421,17 @@ def _student_run(
         seed=seed,
         view=student.view,
         data=data,
-        labelled_only=few and not names and not of_all,
+        labelled_only=_labelled_only(config, method),
         teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},
     )
+
+
+def _labelled_only(config: Config, method: Method) -> bool:
+    """Whether who sees what is given to the students learns from its labelled samples only, and there are others."""
+    data = config.experiment.dataset
+    few = data.labels_per_class is not None or data.transfer_set is not None
+    of_all = any(loss.teachers or registry.LOSSES[loss.kind].learns_unlabelled for loss in method.losses)
+    return few and not of_all
 
 
 def _serving(name: str, seed: int, teachers: dict[tuple[str, int], Run]) -> Run:

@@ -130,7 +130,7 @@ class FittedStudent(Learner):
         seed: int,
         held_out: HeldOut | None,
     ) -> None:
-        labels = dataset.labels("train")
+        labels = dataset.labels("train", self.draw.given)
         fold = dealt(labels, min(self.folds, len(labels)), seed)
         states = []
         for number in range(fold.max() + 1):

@@ -53,11 +53,16 @@ def _share_problems(experiment: Experiment) -> Iterable[Problem]:
         if training is not None and training.labelled_share is not None and not _hides_labels(experiment):
             yield Problem((*path, "labelled_share"), *ALL_LABELLED)
     for name, teacher in experiment.teachers.items():
-        if teacher.training is not None and teacher.training.labelled_share is not None:
-            place = ("teachers", name, "training", "labelled_share")
-            yield Problem(
-                place, "a teacher sees all labels, so `labelled_share` says nothing", "remove it", True
-            )
+        if teacher.training is None or teacher.training.labelled_share is None:
+            continue
+        place = ("teachers", name, "training", "labelled_share")
+        if teacher.labels == "all":
+            words = "a teacher sees all labels, so `labelled_share` says nothing"
+            yield Problem(place, words, "remove it, or write `labels: given` for the teacher", True)
+        elif not _hides_labels(experiment):
+            yield Problem(place, *ALL_LABELLED)
+        elif not teacher.sources:
+            yield Problem(place, *LABELLED_ONLY)
 
 
 def _thawing_problems(experiment: Experiment) -> Iterable[Problem]:
@@ -97,6 +102,14 @@ ALL_LABELLED = (
     True,
 )
 """What is said of a share of those that have one."""
+
+
+LABELLED_ONLY = (
+    "this teacher learns from labelled samples only, so `labelled_share` says nothing",
+    "remove it",
+    True,
+)
+"""What is said of a teacher without teachers."""
 
 
 def _hides_labels(experiment: Experiment) -> bool:
@@ -428,6 +441,7 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
             yield Problem((*path, "method"), f"there is no method '{teacher.method}'", hint)
         elif teacher.method and set(teacher.sources) <= teachers.keys():
             yield from _distilled_problems(teacher, path, experiment)
+        yield from _sight_problems(teacher, path, experiment)
         if teacher.seeds is not None and "seed" in teacher.model_fields_set:
             yield Problem((*path, "seed"), "`seeds: each` takes the students' seeds", "remove `seed`", True)
         for source in teacher.sources:
@@ -466,6 +480,24 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
                     f"there is no file '{file}'",
                     "a path from the working folder",
                 )
+
+
+def _sight_problems(teacher: TeacherConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """A teacher that is to see what the students see, where that says nothing."""
+    if teacher.labels == "all":
+        return
+    if teacher.weights is not None:
+        words = "a teacher with `weights` is finished, so `labels` says nothing"
+    elif registry.MODELS[teacher.model.kind].combines:
+        words = f"'{teacher.model.kind}' is made of finished teachers, so `labels` says nothing"
+    elif not (_hides_labels(experiment) or experiment.dataset.leave_out):
+        words = "the students are given all samples and labels, so `labels: given` says nothing"
+        cure = "remove it, or add `labels_per_class`, `leave_out` or a `transfer_set` to the data set"
+        yield Problem((*path, "labels"), words, cure)
+        return
+    else:
+        return
+    yield Problem((*path, "labels"), words, "remove it", True)
 
 
 def _combined_problems(

@@ -105,6 +105,9 @@ class TeacherConfig(ModelUse):
     """its own seed; one teacher serves all the students' seeds"""
     seeds: Literal["each"] | None = None
     """`each`: one teacher for each student seed"""
+    labels: Literal["all", "given"] = "all"
+    """the samples and labels that it is trained on: all of the training set's, or those that are given to the students
+    (`labels_per_class`, `leave_out` and `transfer_set` hold for it, too)"""
     cross_fit: int | None = Field(default=None, ge=0)
     """of a model that is fitted at once (forest, svc, …), in how many parts the training set is cut: students hear of a
     sample what a model says that was fitted without its part; 5 where nothing is said, 0 for what it says of what it

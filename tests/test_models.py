@@ -46,6 +46,8 @@ PARAMETERS = {
 SIMPLE = ("mlp", "cnn", "gru", "vit")
 TREES = {"soft-tree", "tree", "forest", "boosting", "svc", "logistic-regression"}
 """Those of tests/test_trees.py and tests/test_soft_tree.py, most of which are fitted at once."""
+GRAPHS = {"appnp"}
+"""Those of tests/test_graph.py, which hold training samples."""
 TOGETHER = {"ensemble", "cascade"}
 """Those of tests/test_together.py, which are made of others."""
 SMALL = {
@@ -98,7 +100,7 @@ def test_the_literatures_networks_have_its_parameter_counts(kind):
 
 def test_no_kind_is_left_out_here():
     own = {k for k in registry.MODELS if registry.MODELS[k].__module__.startswith("kdrun.")}
-    assert own == {*PARAMETERS, *SIMPLE, *TREES, *TOGETHER, "torchvision", "timm"}
+    assert own == {*PARAMETERS, *SIMPLE, *TREES, *GRAPHS, *TOGETHER, "torchvision", "timm"}
 
 
 @pytest.mark.parametrize("kind", [*PARAMETERS, *SIMPLE, "torchvision", "timm"])

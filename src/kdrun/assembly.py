@@ -32,7 +32,7 @@ from kdrun.models.folds import FOLD, CrossFitted, OutOfFold, states_of_folds
 from kdrun.objective import Objective, Surroundings
 from kdrun.optimization import Training
 from kdrun.plan import Plan, Run
-from kdrun.randomness import derive
+from kdrun.randomness import derive, generator
 from kdrun.store import Result
 from kdrun.store.forms import foreign
 from kdrun.store.runs import FOLDS
@@ -254,6 +254,8 @@ def make_student(
     network = fresh_network(run, dataset.spec, device)
     given = run.draw.given
     labels = torch.from_numpy(dataset.labels("train", given))
+    remind = _reminding(dataset, given)
+    remind(run, network)
 
     def as_seen(batch: Batch) -> Batch:
         return batch.with_labels(labels.to(device)[batch.index])
@@ -276,7 +278,7 @@ def make_student(
         seed=run.seed,
         survey=survey,
         validation=validation,
-        twin=_twins(run, dataset.spec, device),
+        twin=_twins(run, dataset.spec, device, remind),
         label_smoothing=run.training.label_smoothing,
     )
     return fitted_of(run, around) if run.way == "fitted" else student_of(run, around, dataset.steps(run.draw))
@@ -305,13 +307,38 @@ def dry_surroundings(
     )
 
 
-def _twins(run: Run, spec: Spec, device: torch.device) -> Callable[[str], Twin]:
+Remind = Callable[[Run, Network], None]
+"""Gives a run's network the training samples that it is to hold."""
+
+
+def _reminding(dataset: Dataset, given: bool) -> Remind:
+    """What gives networks those that they hold, drawn by their seeds of the samples that students or teachers see."""
+
+    def remind(run: Run, network: Network) -> None:
+        if not network.model.memory:
+            return
+        seen = len(dataset.labels("train", given))
+        order = torch.randperm(seen, generator=generator(run.seed, "memory"))
+        chosen = torch.zeros(seen, dtype=torch.bool)
+        chosen[order[: network.model.memory]] = True
+        batches = dataset.split("train", given=given)
+        held = [batch.views[network.view][chosen.to(batch.index.device)[batch.index]] for batch in batches]
+        network.model.remember(torch.cat(held).to(network.device))
+
+    return remind
+
+
+def _twins(
+    run: Run, spec: Spec, device: torch.device, remind: Remind = lambda run, network: None
+) -> Callable[[str], Twin]:
     """What makes networks for a term, which start from weights of their own: of a run's architecture, or of another."""
 
     def of_term(label: str) -> Twin:
         def twin(number: int, model: ModelConfig | None = None) -> Model:
             other = replace(run, model=model or run.model, seed=derive(run.seed, "twin", label, number))
-            return fresh_network(other.without_files(), spec, device).model
+            network = fresh_network(other.without_files(), spec, device)
+            remind(other, network)
+            return network.model
 
         return twin
 

@@ -233,10 +233,16 @@ class Model(Component, nn.Module):
     """Whether it is fitted at once, in no steps and without gradients; see ``models.fitted``."""
     combines: ClassVar[bool] = False
     """Whether it is made of finished models, and given them in the place of a shape; see ``models.together``."""
+    memory: int = 0
+    """How many training samples it holds at most, which it is given before its first step."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, …)."""
+
+    def remember(self, samples: Tensor) -> None:
+        """Hold training samples (M, …), M at most ``memory``; its weights and its shapes stay as they are."""
+        raise AssertionError(f"{type(self).__name__} has a memory, and does not say how it remembers")
 
 
 # ---------------------------------------------------------------------------------------------- losses

@@ -2,6 +2,7 @@
 
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.fitted import SVC, Fitted, LogisticRegression
+from kdrun.models.graph import APPNP
 from kdrun.models.lens import AnyNormalization, Lens, Normalization, lens_for
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
@@ -15,6 +16,7 @@ from kdrun.models.vgg import VGG
 from kdrun.models.weights import load_weights, read_state
 
 __all__ = [
+    "APPNP",
     "CNN",
     "GRU",
     "MLP",

@@ -210,7 +210,40 @@ def pad(student, teacher, batch, loss):
     return np.mean((t - linear(loss.adapter, s)) ** 2 / (1e-6 + np.exp(log_variance)) + log_variance)
 
 
+def absolute(student, teacher, batch, loss):
+    s, t = both(student, teacher)
+    s, t = rows_of_length_one(linear(loss.adapter, s)), rows_of_length_one(t)
+    return np.mean([np.linalg.norm(ours - theirs) for ours, theirs in zip(s, t, strict=True)])
+
+
+def _apart(x):
+    return np.array([[np.linalg.norm(a - b) for b in x] for a in x])
+
+
+def relative(student, teacher, batch, loss):
+    s, t = (_apart(rows_of_length_one(x)) for x in both(student, teacher))
+    return np.mean([abs(s[i, j] - t[i, j]) for i, j in np.ndindex(s.shape) if i != j])
+
+
+def relative_code(student, teacher, batch, loss):
+    s, t = (_apart(rows_of_length_one(x)) for x in both(student, teacher))
+    return np.sqrt(np.sum((s - t) ** 2))
+
+
+def triplet(student, teacher, batch, loss):
+    apart, labels, found = _apart(rows_of_length_one(both(student, student)[0])), batch.labels.tolist(), []
+    for i, label in enumerate(labels):
+        alike = [apart[i, j] for j, other in enumerate(labels) if other == label and j != i]
+        others = [apart[i, j] for j, other in enumerate(labels) if other != label]
+        if alike and others:
+            found.append(max(0, 0.2 + max(alike) - min(others)))
+    return np.mean(found)
+
+
 CLOSED_FORM = {
+    "absolute": absolute,
+    "relative": relative,
+    "triplet": triplet,
     "sp": sp,
     "rkd": rkd,
     "pkt": pkt,
@@ -226,4 +259,4 @@ CLOSED_FORM = {
     "nd": nd,
     "pad": pad,
 }
-VARIANT_FORM = {"cc-code": cc_code}
+VARIANT_FORM = {"cc-code": cc_code, "relative-code": relative_code}

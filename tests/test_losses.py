@@ -66,6 +66,10 @@ VARIANTS = [
     {"kind": "rkd", "distance": 0},
     {"kind": "rkd", "angle": 0},
     {"kind": "cc", "mode": "code"},
+    {"kind": "absolute", "normalized": False},
+    {"kind": "relative", "normalized": False},
+    {"kind": "relative", "mode": "code"},
+    {"kind": "triplet", "normalized": False, "student_layer": "stage3"},
     {"kind": "ft", "planes": 2},
     {"kind": "vid", "middle": 3},
     {"kind": "hint", "relu": False},
@@ -137,9 +141,10 @@ def test_alpha_beta_has_the_kullback_leibler_divergences_as_limits(exponents, di
     assert near(student, teacher, batch).item() == pytest.approx(expected, rel=5e-2)
 
 
-def test_the_neighbours_of_cc_are_their_closed_form():
-    loss, student, teacher, batch = given({"kind": "cc", "mode": "code"})
-    expected = closed_relations.VARIANT_FORM["cc-code"](student, teacher, batch, loss)
+@pytest.mark.parametrize("kind", ["cc", "relative"])
+def test_what_the_authors_code_says_is_its_closed_form(kind):
+    loss, student, teacher, batch = given({"kind": kind, "mode": "code"})
+    expected = closed_relations.VARIANT_FORM[f"{kind}-code"](student, teacher, batch, loss)
     assert loss(student, teacher, batch).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -155,7 +160,7 @@ def test_the_parts_of_a_graph_are_their_closed_forms(options):
 
 # ------------------------------------------------------------------------------------- promises of all losses
 
-SEES_LABELS = {"ce", "tf-kd-reg", "ps-kd"}
+SEES_LABELS = {"ce", "tf-kd-reg", "ps-kd", "triplet"}
 LABELS_MATTER = SEES_LABELS | {
     "kdcl",
     "exits",
@@ -325,7 +330,7 @@ def test_target_minimises_the_loss(kind):
     target = None if is_joint(kind) else loss.target(teacher, batch)
     assert loss.has_target() == (target is not None)
     if target is None:
-        assert kind not in (SEES_LABELS | {"hard", "kd", "logit-mse", "ttm", "wttm"}) - {"ps-kd"}
+        assert kind not in (SEES_LABELS | {"hard", "kd", "logit-mse", "ttm", "wttm"}) - {"ps-kd", "triplet"}
         return
     assert target.sum(dim=1).detach() == pytest.approx(torch.ones(SIZE).numpy(), rel=1e-5)
     if kind in ("rld", "mlkd"):  # several temperatures: no one distribution at one of them
@@ -799,6 +804,78 @@ def test_teacher_may_rule_out_classes():
     assert slope[0].tolist() == pytest.approx([-1 / 6, 1 / 3, -1 / 6], rel=1e-5)
 
 
+# ----------------------------------------------------------------------------------------------------- distances
+
+
+def test_absolute_needs_no_layer_where_the_widths_agree():
+    assert isinstance(build({"kind": "absolute"}, student=TEACHER).adapter, torch.nn.Identity)
+    adapter = build({"kind": "absolute"}).adapter
+    assert (adapter.in_features, adapter.out_features) == (5, 7)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_the_length_of_an_embedding_counts_only_where_that_is_asked_for(kind):
+    for normalized in (True, False):
+        loss = build({"kind": kind, "normalized": normalized}, student=TEACHER)
+        student, teacher, batch = outputs(TEACHER, seed=1), outputs(TEACHER, seed=2), batch_of()
+        values = [loss(student, mapped(teacher, lambda x, by=by: by * x), batch).item() for by in (1, 3)]
+        assert (values[0] == pytest.approx(values[1], rel=1e-5)) is normalized
+
+
+@pytest.mark.parametrize("mode", ["paper", "code"])
+def test_relative_wants_the_distances_and_not_the_places(mode):
+    loss, teacher, batch = (
+        build({"kind": "relative", "mode": mode}, student=TEACHER),
+        outputs(TEACHER, seed=2),
+        batch_of(),
+    )
+    turn = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(3))).Q
+    turned = outputs(TEACHER, seed=1)
+    turned.features["embedding"] = (4 * teacher.features["embedding"] @ turn).detach().requires_grad_()
+    assert loss(turned, teacher, batch).item() == pytest.approx(0, abs=1e-5)
+
+
+def triplets(labels, mix=None):
+    """The value and the gradient to the embedding of a batch of four samples on a line of directions."""
+    loss = build({"kind": "triplet", "margin": 1}, {"embedding": (2,)})
+    angles = torch.tensor([0.0, 0.1, 0.5, 1.1])
+    student = outputs({"embedding": (2,)}, 4)
+    student.features["embedding"] = torch.stack([angles.cos(), angles.sin()], dim=1).requires_grad_()
+    value = loss(student, None, batch_of(4, labels, mix))
+    value.backward()
+    return value.item(), student.features["embedding"].grad
+
+
+def chord(angle):
+    return 2 * np.sin(angle / 2)
+
+
+def test_a_triplet_is_of_the_hardest_samples():
+    value, _ = triplets([0, 0, 1, 0])
+    anchors = [1 + chord(1.1) - chord(0.5), 1 + chord(1.0) - chord(0.4), 1 + chord(1.1) - chord(0.6)]
+    assert value == pytest.approx(np.mean(anchors), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2, 3], [0] * 4, [HIDDEN] * 4, [0, 0, HIDDEN, HIDDEN], [0, HIDDEN, 1, 2]]
+)
+def test_without_a_triplet_there_is_nothing_to_learn(labels):
+    value, slope = triplets(labels)
+    assert value == 0 and slope is not None and not slope.any()
+
+
+def test_triplets_leave_out_what_has_no_label():
+    value, slope = triplets([0, 0, HIDDEN, 1])
+    anchors = [1 + chord(0.1) - chord(1.1), 1 + chord(0.1) - chord(1.0)]
+    assert value == pytest.approx(np.mean(anchors), rel=1e-5)
+    assert slope[2].abs().max() < 1e-6 < slope.abs().max()
+
+
+def test_triplets_of_mixed_samples_go_by_the_larger_share():
+    mix = Mix(torch.tensor([3, 2, 1, 0]), torch.tensor([0.3, 0.9, 0.6, 0.8]))
+    assert triplets([0, 0, 1, 2], mix)[0] == triplets([2, 0, 1, 2])[0]
+
+
 # ----------------------------------------------------------------------------------------------------- relations
 
 
@@ -911,6 +988,7 @@ def test_default_layers():
     expected |= dict.fromkeys(("at", "nst", "vid", "ab", "ofd", "semckd", "gkd"), stages)
     expected |= dict.fromkeys(("sp", "ickd", "ft", "cwd", "pkd", "mgd", "srrl", "simkd", "wkd-feature"), last)
     expected |= dict.fromkeys(("rkd", "pkt", "cc", "irg", "itrd", "crd", "srd", "nd", "pad"), embedding)
+    expected |= dict.fromkeys(("absolute", "relative"), embedding)
     taps = {kind: build({"kind": kind}).taps(student, teacher) for kind in expected}
     assert {kind: tap.student for kind, tap in taps.items()} == expected
     assert all(tap.teacher == tap.student for tap in taps.values())

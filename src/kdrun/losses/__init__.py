@@ -3,6 +3,7 @@
 from kdrun.losses.across import KnowledgeReview, SemanticCalibration
 from kdrun.losses.activations import ActivationBoundaries, FactorTransfer, Overhaul
 from kdrun.losses.attention import SelfAttentionRelations
+from kdrun.losses.distances import AbsoluteTeacher, RelativeTeacher, Triplet
 from kdrun.losses.embeddings import (
     ClassAttention,
     NormAndDirection,
@@ -54,6 +55,7 @@ from kdrun.losses.structure import SplitBalance
 from kdrun.losses.wasserstein import WassersteinFeatures, WassersteinLogits
 
 __all__ = [
+    "AbsoluteTeacher",
     "ActivationBoundaries",
     "AdaptiveEnsemble",
     "AttentionTransfer",
@@ -94,6 +96,7 @@ __all__ = [
     "RefinedLogits",
     "RelationGraph",
     "RelationalKD",
+    "RelativeTeacher",
     "SelfAttentionRelations",
     "SemanticCalibration",
     "SimKD",
@@ -104,6 +107,7 @@ __all__ = [
     "SolutionFlow",
     "SplitBalance",
     "TransformedTeacher",
+    "Triplet",
     "VariationalInformation",
     "VirtualTeacher",
     "WassersteinFeatures",

@@ -50,6 +50,20 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
 
 
+def squared_distances(x: Tensor) -> Tensor:
+    """Between all pairs of vectors (B, D), at least 1e-12, and 0 on the diagonal: (B, B)."""
+    x = x - x.mean(dim=0)  # moves no distance, but keeps the rounding of the differences of squares small
+    squares = x.square().sum(dim=1)
+    apart = (squares[:, None] + squares - 2 * x @ x.T).clamp_min(1e-12)
+    return apart.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
+
+
+def distances(x: Tensor) -> Tensor:
+    """Euclidean distances (B, B) of all pairs of vectors (B, D), with gradients that stay finite where they are 0."""
+    squares = squared_distances(x)
+    return squares.where(squares == 0, squares.clamp_min(1e-12).sqrt())
+
+
 def z_scores(logits: Tensor) -> Tensor:
     """(z − mean_c z) / (1e-7 + std_c z) for each sample, with the unbiased standard deviation; (B, C).
 

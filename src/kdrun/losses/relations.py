@@ -16,7 +16,7 @@ from kdrun.errors import Mismatch
 from kdrun.losses.adapters import Embedding
 from kdrun.losses.base import LayerConfig, LayerLoss, LayerPairs, OnLayer
 from kdrun.losses.matching import Pair, with_layers
-from kdrun.losses.numerics import exact, fixed, full, unit
+from kdrun.losses.numerics import distances, exact, fixed, full, squared_distances, unit
 from kdrun.losses.recipes import CRD
 from kdrun.taps import LayerTable
 
@@ -128,20 +128,11 @@ def _coordinates(x: Tensor) -> Tensor:
     return torch.linalg.qr(x.double().T, mode="r").R.T.to(x.dtype)
 
 
-def _squared_distances(x: Tensor) -> Tensor:
-    """Between all pairs of vectors (B, D), at least 1e-12, and 0 on the diagonal: (B, B)."""
-    x = x - x.mean(dim=0)  # moves no distance, but keeps the rounding of the differences of squares small
-    squares = x.square().sum(dim=1)
-    distances = (squares[:, None] + squares - 2 * x @ x.T).clamp_min(1e-12)
-    return distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
-
-
 def _relative_distances(x: Tensor) -> Tensor:
     """Euclidean distances (B, B), divided by their mean over pairs of different samples."""
-    distances = _squared_distances(x)
-    distances = distances.where(distances == 0, distances.clamp_min(1e-12).sqrt())
-    mean = distances.sum() / max(1, len(x) * (len(x) - 1))
-    return distances / mean.clamp_min(1e-12)
+    apart = distances(x)
+    mean = apart.sum() / max(1, len(x) * (len(x) - 1))
+    return apart / mean.clamp_min(1e-12)
 
 
 def _angle_sum(student: Tensor, teacher: Tensor, anchors: slice) -> Tensor:
@@ -344,7 +335,7 @@ def _changed_alike(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
 
 def _edges(x: Tensor) -> Tensor:
     """Squared distances (B, B) of vectors, divided by the largest."""
-    squares = _squared_distances(x)
+    squares = squared_distances(x)
     return squares / (squares.max() + 1e-12)
 
 

@@ -12,7 +12,7 @@ import kdrun
 PACKAGE = Path(kdrun.__file__).parent
 
 FLOORS = [
-    {"errors", "schema", "controls", "machine"},
+    {"errors", "schema", "controls", "machine", "statistics"},
     {
         "eager",
         "yamlsource",
@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"memory"},
     {"contracts"},
-    {"losses", "data", "models", "optimization", "statistics", "store"},
+    {"losses", "data", "models", "optimization", "store"},
     {"report"},
     {"config", "objective", "evaluate"},
     {"student", "plan"},

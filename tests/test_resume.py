@@ -62,6 +62,11 @@ RECIPES = {
         "training.selection=best-on-validation",
     ],
     "adam-few-labels": ["training.optimizer=adam", "dataset.labels_per_class=4"],
+    "classes-unseen": [
+        "dataset={kind: synthetic, shape: [9], classes: 5, samples: 60, unseen: [1, 3], metric: recall@1, "
+        "validation: 0.2}",
+        "methods=[kd, relative, {use: triplet}]",
+    ],
     "classes-left-out": ["dataset.leave_out=[1]", "methods=[kd, crd]"],
     "pictures-copies": [
         PICTURES[0].replace("augmentation: strong", "augmentation: {copies: 2, parts: strong}"),

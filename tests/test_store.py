@@ -268,6 +268,8 @@ ALL, STUDENTS = set(TITLES), set(TITLES[1:])
         ("name=other", set()),
         ("dataset.root=elsewhere", set()),
         ("dataset.metric=macro-f1", set()),
+        ("dataset.metric=recall@1", ALL),
+        ("dataset.unseen=null", set()),
         ("teachers.big.expect=0.1", set()),
     ],
 )
@@ -282,7 +284,7 @@ def test_classes_left_out_are_the_same_in_any_order_and_as_numbers_or_words():
 def test_what_asks_for_nothing_is_no_part_of_a_fingerprint():
     config = checked(BASE)
     for run_ in plan(config, assembly.open_dataset(config)).runs:
-        assert "leave_out" not in run_.inputs["dataset"]
+        assert not {"leave_out", "unseen"} & run_.inputs["dataset"].keys() and "scored_by" not in run_.inputs
 
 
 def test_the_names_of_methods_and_terms():

@@ -133,7 +133,7 @@ def test_a_cascade_says_what_the_first_sure_member_says(demanded):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.02, 0.2])
-@pytest.mark.parametrize("metric", list(scores.METRICS))
+@pytest.mark.parametrize("metric", list(scores.OF_CLASSES))
 def test_the_cheapest_confidence_within_the_tolerance_is_chosen(tolerance, metric):
     (first, second), labels = drawn_logits(members=2)
     logits, costs, places = np.stack([first, second]), [1.0, 10.0], np.arange(len(labels))

@@ -20,17 +20,12 @@ from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Split
 from kdrun.errors import Problem, StoreError, TrainingError, UsageError, shown
-from kdrun.evaluate import (
-    likenesses,
-    paused,
-    predict,
-    temperature,
-)
+from kdrun.evaluate import answers, likenesses, paused, scores_of, temperature
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen
 from kdrun.plan import Run
 from kdrun.stack import companies, why_not
-from kdrun.statistics.scores import all_scores, details
+from kdrun.statistics.scores import details
 from kdrun.store import Result, Store, Workplace
 from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.lock import locked
@@ -173,8 +168,9 @@ class Seat:
             return f"{self.run.title}: stopped: {failure}; {failure.cure}"
         scored_on: Split = "test" if self.run.trial is None else "validation"
         given = self.run.draw.given
-        predictions = predict(network, paused(self.dataset.split(scored_on, given=given), pause))
-        if not np.isfinite(predictions["logits"]).all():
+        batches = paused(self.dataset.split(scored_on, given=given), pause)
+        predictions = answers(network, batches, self.run.metric)
+        if predictions is None:
             what = f"the outputs on the {scored_on} set are not finite"
             self.workplace.fail({"epoch": None, "step": None, "what": what})
             cure = "try a smaller learning rate" if self.run.learns else "look at its weights"
@@ -184,16 +180,20 @@ class Seat:
             self.closed = True
             return None
         weights = {name: _array(tensor) for name, tensor in network.model.state_dict().items()}
-        fitted = temperature(network, paused(self.dataset.split("validation", given=given), pause))
+        unseen, names = self.dataset.config.unseen or [], self.dataset.class_names
+        validation = () if unseen else paused(self.dataset.split("validation", given=given), pause)
+        fitted = temperature(network, validation)
         learnt, model = self.run.learns, network.model
         members = ensembles.settled(model, [*self.run.teachers])
         for sentence in ensembles.told(members):
             self.console.say(f"{self.run.title}: {sentence}")
         manifest = self._who | {
-            "scores": all_scores(predictions["logits"], predictions["labels"], fitted),
+            "scores": scores_of(predictions, fitted),
             "likeness": likeness,
-            "details": details(predictions["logits"], predictions["labels"])
-            | {"classes": self.dataset.class_names},
+            "details": details(
+                predictions["logits"], predictions["labels"], len(names), predictions.get("retrieved")
+            )
+            | {"classes": names, "unseen": len(unseen)},
             "cost": {
                 "parameters": models.parameters(model),
                 "macs": models.macs(model, self.dataset.spec.shapes[network.view]),
@@ -219,7 +219,7 @@ class Seat:
     def _trial(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The manifest of a trial: how it does on the validation samples, and what that took."""
         return self._who | {
-            "scores": all_scores(predictions["logits"], predictions["labels"]),
+            "scores": scores_of(predictions),
             "resolved": self.resolved,
             "train_seconds": self.student.seconds,
         }
@@ -238,6 +238,7 @@ class Seat:
             "input": list(self._shape),
             "labels_per_class": data.labels_per_class if given else None,
             "left_out": ", ".join(data.leave_out) if given and data.leave_out else None,
+            "unseen": ", ".join(data.unseen) if data.unseen else None,
             "epochs": training.epochs if self.run.learns else None,
             "selection": training.selection,
             "precision": self.resolved["precision"],
@@ -341,7 +342,10 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
     ]
     alike: dict[str, dict[str, Any]] = {seat.run.fingerprint: {} for seat, _, _ in taught}
     for split in LIKENESS_SPLITS if taught else ():
-        batches = paused(seats[0].dataset.split(split, given=seats[0].run.draw.given), pause)
+        dataset, given = seats[0].dataset, seats[0].run.draw.given
+        # Of classes that no model tells apart nobody says anything that could be alike.
+        apart = split == "train" or not dataset.config.unseen
+        batches = paused(dataset.split(split, given=given) if apart else (), pause)
         figures = likenesses([(network, of) for _, network, of in taught], batches)
         for (seat, _, _), one in zip(taught, figures, strict=True):
             alike[seat.run.fingerprint][split] = one

@@ -99,18 +99,31 @@ class Material:
             else:
                 self.results[run["fingerprint"]] = result
         for result in self.results.values():
+            if self.metric not in result.manifest["scores"]:
+                raise foreign(result.folder / "result.json", f"no {self.metric}")
             if _asked(result) != _asked(self._first):
                 raise foreign(
                     result.folder / "result.json", f"other test samples than in {self._first.folder}"
                 )
         path = self.store.root / self.resolved["name"] / "costs.json"
         self.costs = (self.store.read(path) or {"models": {}})["models"]
-        self._predicted: dict[tuple[str, ...], np.ndarray] = {}
+        self._taken_for: dict[tuple[str, ...], np.ndarray] = {}
+        self._retrieved: dict[str, np.ndarray] = {}
 
     @property
     def metric(self) -> str:
         """What the runs are scored by."""
         return str(self.resolved["metric"])
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the test samples are of classes that no model tells apart."""
+        return bool(self._first.manifest["details"].get("unseen"))
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether a score is the mean of what each sample is worth by itself: right or wrong."""
+        return scores.METRICS[self.metric] is scores.accuracy
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -123,21 +136,33 @@ class Material:
 
     def logits(self, *members: str) -> np.ndarray:
         """The test logits (N, C) of a run, or of several together."""
-        said = [self._answers(self.results[member]) for member in members]
+        said = [self._answers(member, "logits") for member in members]
         return said[0] if len(said) == 1 else scores.ensemble(said)
 
-    def _answers(self, result: Result) -> np.ndarray:
-        """The test logits (N, C) of a run; raises ``DamagedError`` where its labels are not those of the others."""
-        found = result.predictions()
+    def _answers(self, member: str, what: str) -> np.ndarray:
+        """What a run says of the test samples; raises ``DamagedError`` where its labels are not those of the others."""
+        result = self.results[member]
+        found, file = result.predictions(), result.folder / "predictions.npz"
         if not np.array_equal(found["labels"], self.labels):
-            raise foreign(result.folder / "predictions.npz", f"other labels than in {self._first.folder}")
-        return found["logits"]
+            raise foreign(file, f"other labels than in {self._first.folder}")
+        if what not in found:
+            raise foreign(file, f"nothing {what}")
+        return found[what]
 
     def predicted(self, *members: str) -> np.ndarray:
-        """The classes (N,) that a run, or several together, take the test samples for."""
-        if members not in self._predicted:
-            self._predicted[members] = self.logits(*members).argmax(axis=1)
-        return self._predicted[members]
+        """The classes (N,) that a run, or several together, take the test samples for; of embeddings what they find."""
+        if self.metric != scores.RECALL:
+            return self.taken_for(*members)
+        [member] = members
+        if member not in self._retrieved:
+            self._retrieved[member] = self._answers(member, "retrieved")
+        return self._retrieved[member]
+
+    def taken_for(self, *members: str) -> np.ndarray:
+        """The classes (N,) of the largest logits of a run, or of several together."""
+        if members not in self._taken_for:
+            self._taken_for[members] = self.logits(*members).argmax(axis=1)
+        return self._taken_for[members]
 
     def score(self, *members: str) -> float:
         """The score of a run, or of several together."""
@@ -169,7 +194,7 @@ class Material:
     @cached_property
     def step(self) -> float:
         """The most that one test sample can change a score by."""
-        if self.metric == "accuracy":
+        if self.of_samples:
             return 1 / int(self._first.manifest["protocol"]["test_samples"])
         counts = np.bincount(self.labels)
         return float(1 / ((counts > 0).sum() * counts[counts > 0].min()))
@@ -399,9 +424,9 @@ def _measured_against(part: Material, run: dict[str, Any]) -> list[str]:
 def _agreement(part: Material, run: dict[str, Any], teachers: Sequence[str]) -> float | None:
     by_seed = _teachers_by_seed(part, teachers)
     members = by_seed.get(run["seed"]) or next(iter(by_seed.values()), None)
-    if members is None:
+    if members is None or part.unseen:
         return None
-    return float((part.predicted(run["fingerprint"]) == part.predicted(*members)).mean())
+    return float((part.taken_for(run["fingerprint"]) == part.taken_for(*members)).mean())
 
 
 # ------------------------------------------------------------------------------------------- verdicts
@@ -517,7 +542,7 @@ def _paired(part: Material, pairs: Sequence[tuple[tuple[str, ...], tuple[str, ..
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:
     """What two single predictors differ by on the test samples; each is a run or several together."""
     ours, theirs = part.predicted(*own), part.predicted(*other)
-    if part.metric == "accuracy":
+    if part.of_samples:
         return inference.over_samples(ours == part.labels, theirs == part.labels)
     return part.resamples.difference([ours], [theirs])
 
@@ -529,7 +554,9 @@ def _share_of_gap(
 
     Nothing where it has no teacher, or where the teachers are not clearly better than the control.
     """
-    by_seed = _teachers_by_seed(part, sorted(runs[0]["teachers"])) if runs[0]["teachers"] else {}
+    names = sorted(runs[0]["teachers"])
+    embedded_by_several = part.metric == scores.RECALL and len(names) > 1  # which have no embedding together
+    by_seed = _teachers_by_seed(part, names) if names and not embedded_by_several else {}
     if not by_seed:
         return None, None
     seeds = {run["fingerprint"]: run["seed"] for run in runs}

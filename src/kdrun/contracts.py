@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kdrun import registry
 from kdrun.schedules import AnyWeightSchedule
 from kdrun.schema import Schema, as_list, kind_alone
+from kdrun.statistics.scores import Metric
 from kdrun.taps import LayerTable, Layout
 
 HIDDEN = -1
@@ -483,6 +484,12 @@ def _as_name(value: object) -> object:
 ClassName = Annotated[str, BeforeValidator(_as_name, json_schema_input_type=int | str)]
 
 
+def _two_or_more(names: list[str]) -> list[str]:
+    if len(set(names)) < 2:
+        raise ValueError("of one class every neighbour would be right; name two or more")
+    return sorted(set(names))
+
+
 class TransferSet(Schema):
     """Further samples, of which nobody knows a label, for students that learn from a teacher or without labels."""
 
@@ -520,8 +527,12 @@ class DatasetConfig(Schema):
     """classes, as the set calls them, of which the students never see a sample but what a transfer set may hold; the
     teachers, but for those with `labels: given`, and the test set have them, and inputs are normalised by all training
     samples"""
-    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
-    """the score of the comparison"""
+    unseen: Annotated[list[ClassName], AfterValidator(_two_or_more)] | None = None
+    """classes, as the set calls them, of which nobody sees a sample in training, be it a teacher or a student; the test
+    set is of these alone, and only `metric: recall@1` can score it. An epoch has as many steps as with all classes"""
+    metric: Metric = "accuracy"
+    """the score of the comparison; recall@1 is the share of the samples whose nearest other one, by the cosine of the
+    embeddings that the classifiers read, is of the same class"""
     seed: int = 0
     """draws the test split where a set has none, the validation share, the labelled subset and fixed copies"""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -15,23 +15,52 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdrun.contracts import HIDDEN, Batch, Predictor
-from kdrun.statistics.scores import all_scores, divergence, ensemble, fitted_temperature
+from kdrun.models import Network
+from kdrun.statistics.retrieval import retrieved
+from kdrun.statistics.scores import RECALL, all_scores, divergence, ensemble, fitted_temperature
 
 WARM_UP, ROUNDS, FEW_ROUNDS = 5, 60, 7
 THREADS = 1
 """Of a processor, with which models are timed: the same wherever, and whatever the training is given."""
 
 
-def predict(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
-    """``logits`` (N, C) float32, ``labels`` (N,) int64 and ``index`` (N,) int64 of a whole split."""
-    logits, labels, index = [], [], []
+def predict(
+    predictor: Predictor, batches: Iterable[Batch], layer: str | None = None
+) -> dict[str, np.ndarray]:
+    """``logits`` (N, C) float32, ``labels`` (N,) int64 and ``index`` (N,) int64 of a whole split.
+
+    And the ``embeddings`` (N, D) float32 that a tapped ``layer`` gives, where one is named.
+    """
+    parts: dict[str, list[torch.Tensor]] = {"logits": [], "labels": [], "index": []}
     with torch.no_grad():
         for batch in batches:
-            logits.append(predictor(batch).logits.float().cpu())
-            labels.append(batch.labels.cpu())
-            index.append(batch.index.cpu())
-    parts = {"logits": logits, "labels": labels, "index": index}
+            said = predictor(batch)
+            found = {"logits": said.logits.float(), "labels": batch.labels, "index": batch.index}
+            if layer is not None:
+                found["embeddings"] = said.features[layer].flatten(1).float()
+            for name, part in found.items():
+                parts.setdefault(name, []).append(part.cpu())
     return {name: torch.cat(part).numpy() for name, part in parts.items()}
+
+
+def answers(network: Network, batches: Iterable[Batch], metric: str) -> dict[str, np.ndarray] | None:
+    """What is to be scored of a network on a split: its predictions; None where one of its outputs is not finite.
+
+    Where the metric is of embeddings, beside them the class (N,) int64 that is ``retrieved`` for each sample.
+    """
+    layer = network.model.pooled if metric == RECALL else None
+    network.tap([] if layer is None else [layer])
+    found = predict(network, batches, layer)
+    if not all(np.isfinite(found[name]).all() for name in {"logits", "embeddings"} & found.keys()):
+        return None
+    if layer is not None:
+        found["retrieved"] = retrieved(found.pop("embeddings"), found["labels"])
+    return found
+
+
+def scores_of(found: Mapping[str, np.ndarray], temperature: float | None = None) -> dict[str, float]:
+    """Every score of what was answered."""
+    return all_scores(found["logits"], found["labels"], temperature, found.get("retrieved"))
 
 
 def paused(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
@@ -41,12 +70,10 @@ def paused(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batc
         yield batch
 
 
-def score(predictor: Predictor, batches: Iterable[Batch]) -> dict[str, float]:
-    """Every score of a split; none where an output is not finite."""
-    predictions = predict(predictor, batches)
-    if not np.isfinite(predictions["logits"]).all():
-        return {}
-    return all_scores(predictions["logits"], predictions["labels"])
+def score(network: Network, batches: Iterable[Batch], metric: str) -> dict[str, float]:
+    """Every score of a split, the metric's among them; none where an output is not finite."""
+    found = answers(network, batches, metric)
+    return {} if found is None else scores_of(found)
 
 
 def temperature(predictor: Predictor, validation: Iterable[Batch]) -> float | None:
@@ -78,11 +105,14 @@ class Likeness:
         self._divergence += divergence(student, teacher) * samples
 
     def figures(self) -> dict[str, float | None]:
-        """The share of equal predictions, of all samples and of those that the teacher has wrong, and the mean KL."""
+        """The share of equal predictions, of all samples and of those that the teacher has wrong, and the mean KL.
+
+        None of nothing.
+        """
         return {
-            "agreement": self._alike / self._samples,
+            "agreement": self._alike / self._samples if self._samples else None,
             "copied_errors": self._copied / self._wrong if self._wrong else None,
-            "kl_to_teacher": self._divergence / self._samples,
+            "kl_to_teacher": self._divergence / self._samples if self._samples else None,
         }
 
 

@@ -43,9 +43,9 @@ class Curve:
 class Shown:
     """Of one student of one experiment: its methods' curves, and what its finished runs say of the test samples.
 
-    ``gains_by_class`` is (M, C), points over alone, NaN for classes without samples; ``reliability`` of each label the
-    bins of ``scores.details``, over all seeds; ``agreement`` (M, M) the share of equal predictions of the first seed
-    that all have, teachers among them.
+    ``classes`` are those that have test samples; ``gains_by_class`` is (M, C), points over alone; ``reliability`` of
+    each label the bins of ``scores.details``, over all seeds; ``agreement`` (M, M) the share of equal predictions of
+    the first seed that all have, teachers among them.
     """
 
     title: str
@@ -144,16 +144,17 @@ def _shown(part: Material, student: str, several_experiments: bool, several_stud
     for run in part.resolved["runs"]:
         if run["name"] == student and run["role"] == "student" and run["fingerprint"] in part.results:
             finished.setdefault(run["method"], {})[run["seed"]] = part.results[run["fingerprint"]]
-    gains = _gains_by_class(finished)
+    gains, classes = _gains_by_class(finished), _classes(finished)
+    tested = [*map(bool, np.bincount(part.labels, minlength=len(classes)))] if finished else []
     agreement = _agreement(part, student, finished)
     title = [part.resolved["name"]] * several_experiments + [student] * several_students
     return Shown(
         "/".join(title),
         [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None],
-        _classes(finished),
+        [name for name, there in zip(classes, tested, strict=True) if there],
         list(gains),
-        np.array(list(gains.values())),
-        {method: _pooled(list(runs.values())) for method, runs in finished.items()},
+        np.array([gain[tested] for gain in gains.values()]),
+        {method: bins for method, runs in finished.items() if (bins := _pooled(list(runs.values())))},
         *agreement,
     )
 
@@ -170,7 +171,7 @@ def _curve(part: Material, method: str, runs: dict[int, Result]) -> Curve | None
     if not logs:
         return None
     loss = np.array([[_loss(line) for line in log] for log in logs])
-    validated = all(line["validation"] for log in logs for line in log)
+    validated = all(part.metric in (line["validation"] or {}) for log in logs for line in log)
     return Curve(
         method,
         loss,

@@ -22,6 +22,7 @@ from kdrun.errors import Mismatch, OutOfMemory
 from kdrun.models.weights import demand_memory
 from kdrun.optimization import SEEN_BY_FITTED, Stage, Training
 from kdrun.schema import sides
+from kdrun.statistics.scores import RECALL
 from kdrun.store import fingerprint
 
 RESULT_VERSION = 4
@@ -30,7 +31,7 @@ RESULT_VERSION = 4
 
 STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set"}
 """Keys of a data set that decide nothing for a teacher."""
-LATER = {"leave_out", "transfer_set"}
+LATER = {"leave_out", "transfer_set", "unseen"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
 LATER_OF_MODELS = {"distillation_token"}
 """Options of models of which the same is true."""
@@ -132,6 +133,8 @@ class Run:
             **self.lens_inputs,
             "plugins": self._plugin_code(),
         }
+        if self.metric == RECALL:  # what embeddings find is kept beside what all other scores are made of
+            what["scored_by"] = self.metric
         if self.weights_hash is not None:
             return what | {"weights": self.weights_hash}
         if self.way == "combined":

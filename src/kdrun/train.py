@@ -78,7 +78,7 @@ def _validation(student: Student, dataset: Dataset, pause: Callable[[], None]) -
     if dataset.config.validation == 0:
         return None
     held_out = dataset.split("validation", given=student.draw.given)
-    return score(student.exported(), paused(held_out, pause))
+    return score(student.exported(), paused(held_out, pause), dataset.config.metric)
 
 
 def _told(students: Sequence[Student]) -> str:

@@ -16,6 +16,7 @@ from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.models import CombinedConfig
 from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at, stage_of
 from kdrun.schema import as_list
+from kdrun.statistics.scores import RECALL
 
 
 def cross_checks(experiment: Experiment) -> Iterable[Problem]:
@@ -32,6 +33,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "best-on-validation needs a validation share",
                     "add `validation: 0.1` to the data set",
                 )
+    yield from _retrieval_problems(experiment)
     yield from _share_problems(experiment)
     yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)
@@ -43,6 +45,26 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
         yield from _with_tuned(control, experiment.control_path(name), experiment)
     for number, method in enumerate(experiment.methods):
         yield from _with_tuned(method, ("methods", number), experiment)
+
+
+def _retrieval_problems(experiment: Experiment) -> Iterable[Problem]:
+    """Classes that only embeddings can be scored on, and models that have none."""
+    data, retrieves = experiment.dataset, experiment.dataset.metric == RECALL
+    if data.unseen and not retrieves:
+        words = f"{data.metric} is of classes that models tell apart, and of these they have seen nothing"
+        yield Problem(("dataset", "unseen"), words, f"write `metric: {RECALL}`", True)
+    for key in ("leave_out", "transfer_set") if data.unseen else ():
+        if getattr(data, key) is not None:
+            words = "what nobody sees of some classes and what students do not are two questions"
+            if key == "transfer_set":
+                words = "nobody knows the classes of a transfer set, and of some no sample is to be seen"
+            yield Problem(("dataset", key), words, f"write `unseen` or `{key}`", True)
+    for family in ("teachers", "students") if retrieves else ():
+        for name, model in getattr(experiment, family).items():
+            kind = registry.MODELS[model.model.kind]
+            if kind.fitted or kind.combines:
+                words = f"'{model.model.kind}' has no embedding, and {RECALL} is of embeddings"
+                yield Problem((family, name, "model"), words, "name a network, or another `metric`")
 
 
 def _share_problems(experiment: Experiment) -> Iterable[Problem]:

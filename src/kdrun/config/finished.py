@@ -30,8 +30,8 @@ BELOW = (
 """Where runs lie below a folder that is named in place of one."""
 MOST_NAMED = 10
 """Runs that are all named, to choose from."""
-SPLIT_BY = ("seed", "test")
-"""The options of a data set that draw its test split, where its files have none."""
+SPLIT_BY = ("seed", "test", "unseen")
+"""The options of a data set that decide which of its samples are test samples."""
 NOT_THE_SAMPLES = {
     *SPLIT_BY,
     "validation",
@@ -119,10 +119,17 @@ def _with_results(experiment: Experiment) -> Iterator[tuple[str, errors.Path, di
             yield name, ("teachers", name, "run"), read_json(teacher.run / RESULT)
 
 
+def _told_apart(result: dict[str, Any]) -> list[str]:
+    """The names of the classes that a run has an output for."""
+    details = result["details"]
+    names: list[str] = details["classes"][: len(details["classes"]) - details.get("unseen", 0)]
+    return names
+
+
 def number_problems(experiment: Experiment, classes: int) -> Iterator[Problem]:
     """The runs that tell another number of classes apart than the data set has."""
     for _, path, result in _with_results(experiment):
-        known = len(result["details"]["classes"])
+        known = len(_told_apart(result))
         if known != classes:
             words = f"this run tells {known} classes apart, and the data set has {classes}"
             yield Problem(path, words, "name a run on these classes")
@@ -137,7 +144,7 @@ def sample_problems(
     validation samples.
     """
     for name, path, result in _with_results(experiment):
-        theirs, own = result["details"]["classes"], dataset.class_names
+        theirs, own = _told_apart(result), dataset.class_names[: dataset.spec.classes]
         places = {word: number for number, word in enumerate(theirs)}
         moved = [number for number, word in enumerate(own) if places.get(word, number) != number]
         if theirs != own and moved:

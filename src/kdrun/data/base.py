@@ -26,6 +26,7 @@ from kdrun.data.sources import Inputs, Joined, Source, contents
 from kdrun.data.views import View, ViewsConfig
 from kdrun.errors import DataError
 from kdrun.randomness import derive, generator
+from kdrun.statistics.scores import RECALL
 
 VIEW, STRONG = "input", "strong"
 """The names of the view of a set that has one input, and of a further one of that, where it is asked for."""
@@ -145,6 +146,7 @@ class SampleSet(Dataset):
         self.test_share = getattr(config, "test", None) or 0.0
         self._known_twice: dict[str, int] = {}
         self._twins = np.empty(0, np.int64)
+        self._order_of_classes: list[int] | None = None
         self._parts: dict[bool, dict[str, Part]] = {}
         """The splits as the teachers see them, and as they are given to the students."""
         if hasattr(type(self), "spec"):
@@ -172,9 +174,17 @@ class SampleSet(Dataset):
             shapes[name] = view.shape(key, self._shape)
             if known:
                 view.places(key, told_apart(columns))
-        self.spec = replace(spec, shapes=shapes)
+        self.spec = replace(spec, shapes=shapes, classes=self._told_apart(spec.classes))
         self._transfer = transfer.opened(self.config, [own.shape for own in self._inputs.values()])
         self._shown: Collection[str] = shapes.keys()
+
+    def _told_apart(self, classes: int) -> int:
+        """How many of so many classes are not unseen, which models tell apart."""
+        known = classes - len(self.config.unseen or [])
+        if self.config.unseen and known < 2:
+            left = f"{max(known, 0)} of {classes} classes would be left to learn from"
+            raise DataError(f"dataset.unseen: {left}; write fewer of them")
+        return known
 
     def _ways_to_augment(self) -> dict[str, Augmented]:
         """How the inputs are augmented, all pictures alike, and the default one once more where a strong view is."""
@@ -204,6 +214,12 @@ class SampleSet(Dataset):
             yield f"dataset.views.{name}", name, view
 
     @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, those that are unseen last; in that order once the set is loaded."""
+        names = [str(name) for name in self.classes]
+        return names if self._order_of_classes is None else [names[label] for label in self._order_of_classes]
+
+    @property
     def pictures(self) -> bool:
         """Whether the default input is of pictures (C, H, W) and not of a table."""
         return len(self._shape) == 3
@@ -223,7 +239,8 @@ class SampleSet(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """The config without what does not decide the samples: where they lie and how they are scored."""
-        written = self.config.model_dump(mode="json", exclude={"root", "metric", "views"})
+        told = {"root", "metric", "views", *([] if self.config.unseen else ["unseen"])}
+        written = self.config.model_dump(mode="json", exclude=told)
         if self._transfer is not None:
             written["transfer_set"] = self._transfer.identity
         views = self.config.model_dump(mode="json", include={"views"}, exclude_defaults=True)
@@ -324,7 +341,26 @@ class SampleSet(Dataset):
         }
         if raw.test is not None and raw.test_labels is not None:
             pieces["test"] = Piece(self._named(raw.test), np.arange(len(raw.test_labels)), raw.test_labels)
+        if self.config.unseen:
+            pieces = self._without_unseen(pieces, self.config.unseen)
+        if self.config.metric == RECALL:
+            _demand_neighbours(pieces, self.config)
         return pieces
+
+    def _without_unseen(self, pieces: Mapping[str, Piece], names: Sequence[str]) -> dict[str, Piece]:
+        """The splits, of which the test split has the unseen classes alone and the others all but these.
+
+        Classes are numbered anew, the unseen ones last: a model has an output for each of the others.
+        """
+        unseen = sampling.classes_called(names, self.classes, "unseen")
+        others = np.setdiff1d(np.arange(len(self.classes)), unseen)
+        self._order_of_classes = [*others.tolist(), *unseen]
+        number = np.argsort(self._order_of_classes)
+        kept = {name: np.isin(piece.labels, unseen) == (name == "test") for name, piece in pieces.items()}
+        return {
+            name: Piece(piece.inputs, piece.rows[kept[name]], number[piece.labels[kept[name]]])
+            for name, piece in pieces.items()
+        }
 
     def _part(self, sources: Mapping[str, Source], piece: Piece) -> Part:
         """A split on the device, with all its labels given."""
@@ -336,7 +372,7 @@ class SampleSet(Dataset):
 
         The transfer set follows the training set. Test samples are all there.
         """
-        left_out = sampling.classes_called(self.config.leave_out or [], self.classes)
+        left_out = sampling.classes_called(self.config.leave_out or [], self.classes, "leave_out")
         given = dict(parts)
         for name in ("train", "validation") if left_out else ():
             kept = np.flatnonzero(~np.isin(parts[name].labels.cpu().numpy(), left_out))
@@ -348,7 +384,8 @@ class SampleSet(Dataset):
             given[name] = parts[name].only(kept)
         if self.config.labels_per_class is not None:
             labels, per_class = given["train"].labels.cpu().numpy(), self.config.labels_per_class
-            seen = sampling.labelled_subset(labels, per_class, self.classes, left_out, self.config.seed)
+            known = self.class_names[: self.spec.classes]
+            seen = sampling.labelled_subset(labels, per_class, known, left_out, self.config.seed)
             few = np.full_like(labels, HIDDEN)
             few[seen] = labels[seen]
             given["train"] = replace(given["train"], given=torch.from_numpy(few).to(self.device))
@@ -374,7 +411,7 @@ class SampleSet(Dataset):
     def steps(self, draw: Draw) -> int:
         """Batches an epoch, at least one; the same for all draws of one batch size, of students or of teachers.
 
-        They are as many where classes are left out: whoever sees fewer samples sees them more often.
+        They are as many where classes are left out, or unseen: whoever sees fewer samples sees them more often.
         """
         left = self.samples - sampling.held_out(self.samples, self.test_share)
         left -= sampling.held_out(left, self.config.validation)
@@ -413,7 +450,7 @@ class SampleSet(Dataset):
                 return sampling.stream_order(some, draw, epoch, self.steps(draw), first)
             if len(others):
                 return sampling.shared_order(some, others, draw, epoch, self.steps(draw), first)
-        if self.config.leave_out and draw.given:
+        if self.config.unseen or (self.config.leave_out and draw.given):
             every = torch.arange(len(train.rows))
             return sampling.stream_order(every, draw, epoch, self.steps(draw), first)
         return sampling.epoch_order(len(train.rows), draw, epoch, first)
@@ -556,6 +593,16 @@ class SampleSet(Dataset):
             for told in contents(source, part.rows, CHUNK):
                 digest.update(told)
         return digest.hexdigest()
+
+
+def _demand_neighbours(pieces: Mapping[str, Piece], config: DatasetConfig) -> None:
+    """Raise ``DataError`` where a split that is to be scored has no two samples, of which one could be found."""
+    for name in ("validation", "test") if config.validation else ("test",):
+        if (count := len(pieces[name].rows)) < 2:
+            raise DataError(
+                f"dataset.metric: {RECALL} looks for each sample's nearest other one, and the {name} split has "
+                f"{count}; hold out more samples"
+            )
 
 
 def _rows(drawn: Sequence[augmentation.Drawn], rows: Tensor) -> list[augmentation.Drawn]:

@@ -61,12 +61,12 @@ def stratified(labels: np.ndarray, share: float, seed: int, purpose: str) -> tup
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def classes_called(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The classes of some names, to be left out; raises ``DataError`` where one is unknown."""
+def classes_called(names: Sequence[str], classes: Sequence[str], key: str) -> list[int]:
+    """The classes of the names that a key of the data set says; raises ``DataError`` where one is unknown."""
     for name in names:
         if name not in classes:
             known = did_you_mean(name, map(shown, classes), list_all=len(classes) <= LISTED)
-            raise DataError(f"dataset.leave_out: the data set has no class '{name}'; {known}")
+            raise DataError(f"dataset.{key}: the data set has no class '{name}'; {known}")
     return [classes.index(name) for name in names]
 
 

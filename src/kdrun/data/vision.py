@@ -74,7 +74,7 @@ class Torchvision(SampleSet):
     def _demand_fitting(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Raise ``ValueError`` where files are well formed, and hold something else."""
         for pictures, labels in parts:
-            known = set(range(self.spec.classes)).issuperset(np.unique(labels).tolist())
+            known = set(range(len(self.classes))).issuperset(np.unique(labels).tolist())
             if (
                 pictures.shape != (len(labels), *self.spec.shapes[VIEW])
                 or pictures.dtype != np.uint8

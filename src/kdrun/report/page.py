@@ -11,6 +11,7 @@ from typing import Any
 from kdrun.controls import CONTROLS
 from kdrun.report import table
 from kdrun.report.figures import STYLE, Plot, any_script
+from kdrun.statistics.scores import RECALL
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --soft: #6b6b70; --line: #dcdce0; --good: #00724f;
@@ -40,6 +41,14 @@ dd { margin: 0; overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; block-size: auto; }
   .more { display: none; } h2, h3 { break-after: avoid; } .plots { grid-template-columns: 1fr 1fr; } }
 """
+
+
+FOUND = (
+    "the share of the test samples whose nearest other one, by the cosine of the embeddings that the classifier reads, "
+    "is of the same class; all are searched for among all, so what an interval says of test samples holds among these. "
+    "What a model says of a sample is the class of that one"
+)
+"""What the metric of embeddings is."""
 
 
 def page(
@@ -130,6 +139,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
     return {
         "score": f"{' or '.join(dict.fromkeys(row['metric'] for row in compared['rows']))} on the test set, which is "
         "scored once, by the weights that the protocol's selection chose; mean ± standard deviation over n seeds",
+        **({RECALL: FOUND} if any(row["metric"] == RECALL for row in compared["rows"]) else {}),
         "trials": "of `kdrun tune`, on the validation share, that chose the row's values; none where it says nothing",
         "gain": "over alone, with the interval of a paired t-test over seeds; with one seed of McNemar's exact test, "
         "which covers the noise of the test samples only",

@@ -21,6 +21,7 @@ PROTOCOL = {
     "labels_per_class": "{} labels a class",
     "transfer_samples": "{} transfer samples",
     "left_out": "left out: {}",
+    "unseen": "unseen in training: {}",
     "epochs": "{} epochs",
     "selection": "{} weights",
     "precision": "{}",

@@ -1,10 +1,10 @@
-"""Scores of stored predictions: ``logits`` (N, C) float, ``labels`` (N,) int."""
+"""Scores of stored predictions: ``logits`` (N, C) float, ``labels`` (N,) int, and perhaps what is retrieved (N,)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
 Shares = NDArray[np.float64]
+Metric = Literal["accuracy", "balanced-accuracy", "macro-f1", "recall@1"]
+RECALL: Final = "recall@1"
+"""The metric of embeddings: the share of samples whose nearest other one is of their class. The others are of logits.
+
+Source: Jégou, Douze, Schmid, "Product Quantization for Nearest Neighbor Search", 2011; of classes that nobody saw in
+training: Oh Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", 2016.
+"""
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:
@@ -57,12 +64,14 @@ def _mean_share(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> Shar
     return np.asarray(shares.sum(axis=-1) / there.sum(axis=-1))
 
 
-METRICS: dict[str, Callable[[Counts], Shares]] = {
+OF_CLASSES: dict[str, Callable[[Counts], Shares]] = {
     "accuracy": accuracy,
     "balanced-accuracy": balanced_accuracy,
     "macro-f1": macro_f1,
 }
-"""What a data set may be scored by, each from the counts of labels and predictions; one score for each row of them."""
+"""What predicted classes may be scored by, each from the counts of labels and predictions; one score a row of them."""
+METRICS = OF_CLASSES | {RECALL: accuracy}
+"""What a data set may be scored by; what is retrieved for a sample stands in the place of what it is taken for."""
 
 
 def score(metric: str, predicted: Labels, labels: Labels) -> float:
@@ -156,15 +165,21 @@ BINS = 15
 TOP5_FROM_CLASSES = 100
 
 
-def all_scores(logits: Logits, labels: Labels, temperature: float | None = None) -> dict[str, float]:
+def all_scores(
+    logits: Logits, labels: Labels, temperature: float | None = None, retrieved: Labels | None = None
+) -> dict[str, float]:
     """Every score of one model on one split; those after scaling where a fitted ``temperature`` is given.
 
+    Recall where it is known what is ``retrieved`` (N,), and nothing else of classes that the logits do not tell apart.
     Raises ``ValueError`` where a logit is not finite: no score is true of it.
     """
     if not np.isfinite(logits).all():
         raise ValueError("some logits are not finite")
+    scores = {} if retrieved is None else {RECALL: score(RECALL, retrieved, labels)}
+    if not tells_apart(logits, labels):
+        return scores
     counts = counted(logits.argmax(axis=1), labels)
-    scores = {name: float(metric(counts)) for name, metric in METRICS.items()}
+    scores |= {name: float(metric(counts)) for name, metric in OF_CLASSES.items()}
     scores |= {
         "nll": nll(logits, labels),
         "brier": brier(logits, labels),
@@ -184,26 +199,40 @@ def all_scores(logits: Logits, labels: Labels, temperature: float | None = None)
     return scores
 
 
-def details(logits: Logits, labels: Labels) -> dict[str, Any]:
-    """What a report shows of one model's predictions beside its scores.
+def tells_apart(logits: Logits, labels: Labels) -> bool:
+    """Whether there is a logit for each label."""
+    return bool(labels.max() < logits.shape[1])
 
-    ``by_class``: of each class the share of its samples that is found, None where it has none. ``reliability``: of
-    each of 15 bins of the confidence, of equal width, the samples, their mean confidence and their accuracy; bins
-    without samples are left out.
+
+def details(
+    logits: Logits, labels: Labels, classes: int | None = None, retrieved: Labels | None = None
+) -> dict[str, Any]:
+    """What a report shows of one model's predictions beside its scores; of so many ``classes``, if not of C.
+
+    ``by_class``: of each class the share of its samples that is found, or whose nearest one is of it where it is known
+    what is ``retrieved``, None where it has none. ``reliability``: of each of 15 bins of the confidence, of
+    equal width, the samples, their mean confidence and their accuracy; bins without samples are left out, and all where
+    the logits do not tell the classes apart.
     """
-    counts = np.bincount(labels, minlength=logits.shape[1])
-    right = logits.argmax(axis=1) == labels
-    found = np.bincount(labels[right], minlength=logits.shape[1])
-    confidence = np.exp(log_probabilities(logits).max(axis=1))
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    predicted = logits.argmax(axis=1) if retrieved is None else retrieved
+    classes = classes or logits.shape[1]
+    counts, found = (np.bincount(of, minlength=classes) for of in (labels, labels[predicted == labels]))
     return {
         "by_class": [int(f) / int(n) if n else None for f, n in zip(found, counts, strict=True)],
-        "reliability": [
-            [int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())]
-            for number in range(BINS)
-            if (inside := bins == number).any()
-        ],
+        "reliability": reliability(logits, labels) if tells_apart(logits, labels) else [],
     }
+
+
+def reliability(logits: Logits, labels: Labels) -> list[list[float]]:
+    """The bins of ``details``."""
+    right = logits.argmax(axis=1) == labels
+    confidence = np.exp(log_probabilities(logits).max(axis=1))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return [
+        [int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())]
+        for number in range(BINS)
+        if (inside := bins == number).any()
+    ]
 
 
 def ensemble(members: list[Logits]) -> NDArray[np.float64]:

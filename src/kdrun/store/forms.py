@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, m
 
 from kdrun.controls import ALONE
 from kdrun.errors import DamagedError, shown
+from kdrun.statistics.scores import RECALL, Metric
 
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]*"
 Word = Annotated[str, Field(pattern=f"^{WORD}$")]
@@ -42,14 +43,21 @@ class File(Form):
 
 
 class Scores(Form):
-    """Every metric, and others."""
+    """Every metric of classes, or that of embeddings, or both, and others."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Number]
 
-    accuracy: Share
-    balanced_accuracy: Share = Field(alias="balanced-accuracy")
-    macro_f1: Share = Field(alias="macro-f1")
+    accuracy: Share | None = None
+    balanced_accuracy: Share | None = Field(default=None, alias="balanced-accuracy")
+    macro_f1: Share | None = Field(default=None, alias="macro-f1")
+    recall: Share | None = Field(default=None, alias=RECALL)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.recall is None and None in (self.accuracy, self.balanced_accuracy, self.macro_f1):
+            raise ValueError("a metric is missing")
+        return self
 
 
 class Likeness(Form):
@@ -73,6 +81,7 @@ class Details(Form):
     by_class: list[Share | None]
     reliability: list[Bin]
     classes: list[str]
+    unseen: Count = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -171,7 +180,7 @@ class Resolved(Form):
     """``resolved.json``."""
 
     name: Word
-    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"]
+    metric: Metric
     left_out: list[str] = []
     overrides: list[str] = []
     config: dict[str, Any]

@@ -75,16 +75,22 @@ class Result:
         return arrays
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``."""
+        """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``.
+
+        And the classes (N,) that are ``retrieved``, where the embeddings were scored.
+        """
         arrays: dict[str, np.ndarray] = self._read("predictions.npz", _arrays)
         samples = self.manifest["protocol"]["test_samples"]
-        classes = len(self.manifest["details"]["classes"])
-        logits, labels = arrays["logits"], arrays["labels"]
-        shaped = logits.dtype == np.float32 and logits.shape == (samples, classes)
+        details = self.manifest["details"]
+        classes = len(details["classes"])
+        logits = arrays["logits"]
+        shaped = logits.dtype == np.float32 and logits.shape == (samples, classes - details.get("unseen", 0))
         if not shaped or not np.isfinite(logits).all():
             raise foreign(self.folder / "predictions.npz", f"logits {logits.shape} {logits.dtype}")
-        if labels.dtype.kind != "i" or labels.shape != (samples,) or not set(labels) <= set(range(classes)):
-            raise foreign(self.folder / "predictions.npz", f"labels {labels.shape} {labels.dtype}")
+        for name in arrays.keys() & {"labels", "retrieved"}:
+            found = arrays[name]
+            if found.dtype.kind != "i" or found.shape != (samples,) or not set(found) <= set(range(classes)):
+                raise foreign(self.folder / "predictions.npz", f"{name} {found.shape} {found.dtype}")
         return arrays
 
     def rules(self) -> dict[str, Any] | None:
@@ -107,7 +113,8 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
         if sum(entry.file_size for entry in archive.infolist()) > len(data):
             raise ValueError("it is packed")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("logits", "labels", "index")}
+        wanted = ("logits", "labels", "index", *(["retrieved"] if "retrieved" in arrays else []))
+        return {name: arrays[name] for name in wanted}
 
 
 class Workplace:

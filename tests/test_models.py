@@ -49,6 +49,7 @@ TREES = {"soft-tree", "tree", "forest", "boosting", "svc", "logistic-regression"
 GRAPHS = {"appnp"}
 """Those of tests/test_graph.py, which hold training samples."""
 TOGETHER = {"ensemble", "cascade"}
+COMPRESSED = ["int8", "pruned"]
 """Those of tests/test_together.py, which are made of others."""
 SMALL = {
     "torchvision": {"name": "shufflenet_v2_x0_5"},
@@ -100,7 +101,7 @@ def test_the_literatures_networks_have_its_parameter_counts(kind):
 
 def test_no_kind_is_left_out_here():
     own = {k for k in registry.MODELS if registry.MODELS[k].__module__.startswith("kdrun.")}
-    assert own == {*PARAMETERS, *SIMPLE, *TREES, *GRAPHS, *TOGETHER, "torchvision", "timm"}
+    assert own == {*PARAMETERS, *SIMPLE, *TREES, *GRAPHS, *TOGETHER, *COMPRESSED, "torchvision", "timm"}
 
 
 @pytest.mark.parametrize("kind", [*PARAMETERS, *SIMPLE, "torchvision", "timm"])

@@ -29,6 +29,7 @@ from kdrun.errors import (
 from kdrun.memory import watched
 from kdrun.models import Deployed, Frozen, Network
 from kdrun.models.folds import FOLD, CrossFitted, OutOfFold, states_of_folds
+from kdrun.models.int8 import finish_rounding, look_at_ranges, rounds
 from kdrun.objective import Objective, Surroundings
 from kdrun.optimization import Training
 from kdrun.plan import Plan, Run
@@ -41,6 +42,8 @@ from kdrun.trees import FittedStudent
 
 DRY_SAMPLES = 8
 """Samples of the batch that shapes are learnt from; BatchNorm needs more than one."""
+RANGE_SAMPLES = 256
+"""Training samples from which the first ranges of a network are learnt that is to be in int8."""
 
 
 SHARED = {
@@ -151,8 +154,13 @@ def bare_network(run: Run, spec: Spec, device: torch.device) -> Network:
     return fresh_network(run.without_files(), spec, device)
 
 
-def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
-    """The run's network with the weights it starts from; raises ``Mismatch``, ``WeightsError``."""
+def fresh_network(
+    run: Run, spec: Spec, device: torch.device, origin: Mapping[str, torch.Tensor] | None = None
+) -> Network:
+    """The run's network with the weights it starts from; raises ``Mismatch``, ``WeightsError``.
+
+    What is made of a finished run is given the state of that; or else it is made of weights as they are drawn.
+    """
     view = run.view or spec.default_view
     if view not in spec.shapes:
         raise Mismatch(f"the data set has no view '{view}'", did_you_mean(view, spec.shapes), key="view")
@@ -164,7 +172,7 @@ def fresh_network(run: Run, spec: Spec, device: torch.device) -> Network:
         model = registry.MODELS[run.model.kind](run.model, [member.model for member in members])
         return Network(model, view, device)
     seed, lens = derive(run.seed, run.role, "weights"), run.lens(spec, device)
-    model = models.build(run.model, spec.shapes[view], spec.classes, seed, lens)
+    model = models.build(run.model, spec.shapes[view], spec.classes, seed, lens, origin)
     # Convolutions are faster on it, and a memory format changes no values but by the order of sums.
     return Network(model.to(memory_format=torch.channels_last), view, device)
 
@@ -177,6 +185,7 @@ def finished_network(run: Run, spec: Spec, device: torch.device) -> Network:
     network = bare_network(run, spec, device)
     predicting = [loss for loss in run.losses if registry.LOSSES[loss.kind].at_inference]
     if not predicting or run.weights is not None:
+        finish_rounding(network.model)
         return network
     bare = {name: finished_network(teacher, spec, device) for name, teacher in run.teachers.items()}
     teachers = {name: Frozen(n.model, n.view, device) for name, n in bare.items()}
@@ -197,8 +206,7 @@ def frozen(
     if result is None:
         raise StoreError(f"{run.title}: was deleted while it was needed; the same command trains it again")
     network = finished_network(run, spec, device)
-    weights = {name: torch.from_numpy(array) for name, array in result.weights().items()}
-    _give(network.model, weights, result.folder / "weights.safetensors")
+    _give(network.model, state_of(result), result.folder / "weights.safetensors")
     if places is None or not run.folds:
         return Frozen(network.model, network.view, device)
     file, parts = result.folder / FOLDS, result.arrays(FOLDS)
@@ -232,6 +240,11 @@ def _heard_of(dataset: Dataset, given: bool, learnt_from_given: bool) -> np.ndar
     return own
 
 
+def state_of(result: Result) -> dict[str, torch.Tensor]:
+    """The weights of a finished run by name; raises ``DamagedError``."""
+    return {name: torch.from_numpy(array) for name, array in result.weights().items()}
+
+
 def _give(model: Model, state: Mapping[str, torch.Tensor], file: Path) -> None:
     """Give a model what a file of a finished run holds; raises ``DamagedError`` where that is another's."""
     try:
@@ -242,17 +255,24 @@ def _give(model: Model, state: Mapping[str, torch.Tensor], file: Path) -> None:
 
 def from_file(run: Run, spec: Spec, device: torch.device) -> Frozen:
     """A run that a config takes from its ``weights``, frozen; raises ``WeightsError`` where they do not fit."""
-    network = bare_network(run, spec, device)
+    network = finished_network(run, spec, device)
     models.load_weights(network.model, run.weights)
     return Frozen(network.model, network.view, device)
 
 
 def make_student(
-    run: Run, teachers: Mapping[str, Frozen], dataset: Dataset, device: torch.device
+    run: Run,
+    teachers: Mapping[str, Frozen],
+    dataset: Dataset,
+    device: torch.device,
+    origin: Mapping[str, torch.Tensor] | None = None,
 ) -> Student | FittedStudent:
-    """The run's student before it has learnt anything."""
-    network = fresh_network(run, dataset.spec, device)
+    """The run's student before it has learnt anything; what is made of a finished run is given the state of that."""
+    network = fresh_network(run, dataset.spec, device, origin)
     given = run.draw.given
+    if rounds(network.model):
+        seen = next(iter(dataset.split("train", RANGE_SAMPLES, given))).to(device)
+        look_at_ranges(network.model, seen.views[network.view])
     labels = torch.from_numpy(dataset.labels("train", given))
     remind = _reminding(dataset, given)
     remind(run, network)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kdrun import ensembles, models
-from kdrun.assembly import from_file, make_student, resolve_bf16
+from kdrun.assembly import from_file, make_student, resolve_bf16, state_of
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
@@ -22,7 +22,7 @@ from kdrun.contracts import Dataset, Split
 from kdrun.errors import Problem, StoreError, TrainingError, UsageError, shown
 from kdrun.evaluate import answers, likenesses, paused, scores_of, temperature
 from kdrun.interrupts import Stop
-from kdrun.models import Frozen
+from kdrun.models import Frozen, int8
 from kdrun.plan import Run
 from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import details
@@ -65,8 +65,8 @@ def title(group: Sequence[Run]) -> str:
 class Seat:
     """A run at work: its folder in the store, and its student once it is enrolled.
 
-    ``saved`` is the step at which the student was last saved; ``stacked`` whether it takes its steps together with
-    others; ``closed`` whether all is done.
+    ``origin`` is what its model is made of, where it is made of a finished run; ``saved`` the step at which the student
+    was last saved; ``stacked`` whether it takes its steps together with others; ``closed`` whether all is done.
     """
 
     run: Run
@@ -74,6 +74,7 @@ class Seat:
     dataset: Dataset
     device: torch.device
     console: Console
+    origin: Result | None = None
     student: Learner = field(init=False)
     saved: int | None = field(init=False, default=None)
     stacked: bool = field(init=False, default=False)
@@ -104,7 +105,8 @@ class Seat:
     def enrol(self, teachers: Mapping[Run, Frozen]) -> None:
         """Make the student at its first step."""
         own = {name: teachers[run] for name, run in self.run.teachers.items()}
-        self.student = make_student(self.run, own, self.dataset, self.device)
+        origin = None if self.origin is None else state_of(self.origin)
+        self.student = make_student(self.run, own, self.dataset, self.device, origin)
 
     def newest(self, most: float = math.inf) -> Checkpoint | None:
         """The newest whole checkpoint, of no later step than ``most``; tells of those that are damaged."""
@@ -187,6 +189,8 @@ class Seat:
         members = ensembles.settled(model, [*self.run.teachers])
         for sentence in ensembles.told(members):
             self.console.say(f"{self.run.title}: {sentence}")
+        for sentence in int8.told(model, self.device):
+            self.console.say_once(f"{self.run.name}: {sentence}")
         manifest = self._who | {
             "scores": scores_of(predictions, fitted),
             "likeness": likeness,
@@ -197,6 +201,7 @@ class Seat:
             "cost": {
                 "parameters": models.parameters(model),
                 "macs": models.macs(model, self.dataset.spec.shapes[network.view]),
+                "zeros": models.zeros(model),
             },
             "resolved": self.resolved,
             "protocol": self._protocol(len(predictions["labels"])),
@@ -268,8 +273,20 @@ def take_seats(
             console.say(
                 f"{run.title}: differs from the run that is there ({difference}); goes to {workplace.folder}"
             )
-        seats.append(Seat(run, workplace, dataset, device, console))
+        seats.append(Seat(run, workplace, dataset, device, console, _origin(run, store, config)))
     return seats
+
+
+def _origin(run: Run, store: Store, config: Config) -> Result | None:
+    """The finished run that another is made of; raises ``TrainingError`` where it stopped, or was deleted since."""
+    if run.origin is None:
+        return None
+    result = store.find(run.origin.fingerprint, f"{config.experiment.name}/{run.origin.folder}")
+    if result is None:
+        raise TrainingError(
+            f"{run.title}: is made of {run.origin.title}, which is not finished; mend that first"
+        )
+    return result
 
 
 def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:

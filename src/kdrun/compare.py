@@ -53,6 +53,8 @@ KEYS = [
     "parameters",
     "macs",
     "bytes",
+    "zeros",
+    "origin",
     "latency_ms",
     "throughput",
     "peak_memory_bytes",
@@ -183,12 +185,13 @@ class Material:
         return float((self.predicted(*members) == self.labels)[self.left_out].mean())
 
     def seconds(self, fingerprint: str) -> float:
-        """What a run took to train, with its teachers and theirs."""
+        """What a run took to train, with its teachers and theirs, and with what it is made of."""
         wanted, total = [fingerprint], 0.0
         runs = {run["fingerprint"]: run for run in self.resolved["runs"]}
         for one in wanted:
             total += self.results[one].manifest["train_seconds"] if one in self.results else 0.0
-            wanted += [teacher for teacher in runs[one]["teachers"].values() if teacher not in wanted]
+            needed = [*runs[one]["teachers"].values(), runs[one].get("origin")]
+            wanted += [other for other in needed if other is not None and other not in wanted]
         return total
 
     @cached_property
@@ -304,6 +307,13 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
         row["parameters"] = first["cost"]["parameters"]
         row["macs"] = round(summary.mean([manifest["cost"]["macs"] for manifest in manifests]) or 0)
         row["bytes"] = first["files"]["weights.safetensors"]["bytes"]
+        if (origin := runs[0].get("origin")) is not None:
+            row["origin"] = next(
+                f"{run['name']}/{run['method']}"
+                for run in part.resolved["runs"]
+                if run["fingerprint"] == origin and run["role"] == "student"
+            )
+            row["zeros"] = first["cost"]["zeros"] / first["cost"]["parameters"]
         row["protocol"] = first["protocol"]
     return row
 

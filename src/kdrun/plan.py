@@ -16,6 +16,7 @@ import torch
 
 from kdrun import errors, models, registry
 from kdrun.config import Config, Method, StudentConfig, TeacherConfig
+from kdrun.config.origins import origins_first
 from kdrun.contracts import Dataset, Draw, LossConfig, ModelConfig, Spec
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import Mismatch, OutOfMemory
@@ -67,6 +68,8 @@ class Run:
     """whose samples and labels it sees: the whole training set's, or those that are given to the students"""
     labelled_only: bool = False
     teachers: dict[str, Run] = field(default_factory=dict)
+    origin: Run | None = None
+    """the finished run that its model is made of"""
     weights: Any = None
     expect: float | None = None
     weights_hash: str | None = None
@@ -93,6 +96,11 @@ class Run:
     def learns(self) -> bool:
         """Whether there is anything that it learns from."""
         return self.way in ("fitted", "trained")
+
+    @property
+    def needs(self) -> list[Run]:
+        """The runs that have to be finished before it begins."""
+        return [*self.teachers.values(), *([self.origin] if self.origin is not None else [])]
 
     @property
     def kin(self) -> Kin:
@@ -151,6 +159,7 @@ class Run:
             "stages": [stage.model_dump(mode="json") for stage in self.stages],
             "momentum_gap": self.momentum_gap,
             **({"folds": self.folds} if self.folds else {}),
+            **({"origin": self.origin.fingerprint} if self.origin is not None else {}),
         }
 
     @property
@@ -240,7 +249,7 @@ class Plan:
     runs: list[Run]
 
     def groups(self, todo: Iterable[Run]) -> Iterator[list[Run]]:
-        """The runs that are to be trained, in groups, no group before its teachers.
+        """The runs that are to be trained, in groups, no group before its teachers and what it is made of.
 
         Methods that come to the same are one run: the first of them stands for all.
         """
@@ -251,7 +260,7 @@ class Plan:
         while waiting:
             unfinished = {run.fingerprint for run in waiting}
             ready = [
-                run for run in waiting if not any(t.fingerprint in unfinished for t in run.teachers.values())
+                run for run in waiting if not any(needed.fingerprint in unfinished for needed in run.needs)
             ]
             first = ready[0]
             group = [run for run in ready if run.group == first.group and run.way == first.way]
@@ -259,14 +268,16 @@ class Plan:
             waiting = [run for run in waiting if run not in group]
 
     def select(self, roles: Iterable[str], methods: Iterable[str] | None = None) -> Plan:
-        """The runs of some roles, and of the students only some methods; their teachers are kept."""
-        wanted = [
+        """The runs of some roles, and of the students only some methods; their teachers are kept, and their origins."""
+        wanted = {
             run
             for run in self.runs
             if run.role in roles
             and (run.role == "teacher" or methods is None or run.method in {*CONTROLS, *methods})
-        ]
-        return Plan(self.config, wanted)
+        }
+        while origins := {run.origin for run in wanted if run.origin is not None} - wanted:
+            wanted |= origins
+        return Plan(self.config, [run for run in self.runs if run in wanted])
 
 
 def plan(config: Config, dataset: Dataset) -> Plan:
@@ -279,14 +290,25 @@ def plan(config: Config, dataset: Dataset) -> Plan:
             teachers[name, seed] = _teacher_run(config, name, teacher, seed, data, teachers)
     runs = list(teachers.values())
     for seed in experiment.seeds:
-        for name, student in experiment.students.items():
+        made: dict[str, list[Run]] = {}
+        for name in origins_first(experiment.students):
+            student = experiment.students[name]
+            origin = _origin(student, made)
             own = [
-                _student_run(config, name, student, method, seed, data, teachers)
+                replace(_student_run(config, name, student, method, seed, data, teachers), origin=origin)
                 for method in config.methods.values()
                 if not (method.matches_cost and registry.MODELS[student.model.kind].fitted)
             ]
-            runs += _costs_matched(own, config, dataset)
+            made[name] = _costs_matched(own, config, dataset)
+        runs += [run for name in experiment.students for run in made[name]]
     return Plan(config, runs)
+
+
+def _origin(student: StudentConfig, made: dict[str, list[Run]]) -> Run | None:
+    """The run that a student is made of, of those of its seed."""
+    if student.from_ is None:
+        return None
+    return next(run for run in made[student.from_] if run.method == (student.method or ALONE))
 
 
 def _costs_matched(runs: list[Run], config: Config, dataset: Dataset) -> list[Run]:

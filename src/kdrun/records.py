@@ -71,6 +71,7 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
                 "fitted": run.way == "fitted",
                 "combined": run.model.kind if run.way == "combined" else None,
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
+                "origin": run.origin.fingerprint if run.origin is not None else None,
                 "tuning_trials": plan.config.methods[run.method].tuning_trials
                 if run.role == "student" and run.method
                 else None,

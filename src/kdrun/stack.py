@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from kdrun import registry
 from kdrun.contracts import Batch, Outputs
 from kdrun.eager import take_step
 from kdrun.errors import TrainingError
@@ -63,6 +64,8 @@ def why_not(student: Student) -> str | None:
         return "it is compiled"
     if student.training.frozen_epochs or student.training.body_lr is not None:
         return "its body is frozen at first, or has a learning rate of its own"
+    if registry.MODELS[student.model.made_from.kind].compresses:
+        return "it is made of a finished student"
     if any(_drops(module) for module in modules):
         return "dropout draws anew for each"
     if any(isinstance(module, nn.RNNBase) for module in modules):

@@ -14,6 +14,7 @@ from kdrun import config as configs
 from kdrun import registry, rehearsal
 from kdrun.config import Config
 from kdrun.config.checks import entry_problems
+from kdrun.config.origins import line_of
 from kdrun.config.spaces import Entry, Range, Space, rounded, spaces_of, with_values
 from kdrun.errors import ConfigError, Problem
 from kdrun.errors import Path as Path_
@@ -112,6 +113,13 @@ class Tuning:
         self.searches = list(self._searches())
         planned = self._planned(self.config.experiment)
         self.teachers = {run.name: run for run in planned if run.role == "teacher"}
+        used = {run.origin for run in planned if run.origin is not None}
+        self.origins = {(run.name, run.method): run for run in planned if run in used}
+
+    @property
+    def finished_first(self) -> list[Run]:
+        """What trials learn from and are made of: the same for all of them."""
+        return [*self.teachers.values(), *self.origins.values()]
 
     def _searches(self) -> Iterator[Search]:
         asked = self.config.experiment
@@ -138,7 +146,7 @@ class Tuning:
                     of_student = self.runs(search.student, {search.entry.name: {key: value}}, len(runs))
                     runs += [run for run in of_student if run.method == search.entry.name]
         if runs:
-            everyone = Plan(self.config, [*self.teachers.values(), *runs])
+            everyone = Plan(self.config, [*self.finished_first, *runs])
             rehearsal.rehearse(everyone, self.experiment.dataset, self.experiment.device)
 
     def round(self, numbers: Sequence[int]) -> None:
@@ -156,7 +164,7 @@ class Tuning:
             run for run in runs if run.fingerprint not in stopped and self.experiment.finished(run) is None
         ]
         if todo:
-            self.experiment.carry_out(Plan(self.config, [*self.teachers.values(), *todo]))
+            self.experiment.carry_out(Plan(self.config, [*self.finished_first, *todo]))
         stopped |= self.stopped(todo)
         if any(self.experiment.finished(run) is None and run.fingerprint not in stopped for run in todo):
             raise together(self.experiment.failures)
@@ -204,11 +212,12 @@ class Tuning:
         }
 
     def runs(self, student: str, values: Mapping[str, Values], number: int) -> Iterator[Run]:
-        """The runs of a student with some values; the teachers stay as they are, whatever trains them."""
+        """The runs of a student with some values; what they learn from and are made of stays as it is."""
         for run in self._planned(self.with_values(student, values)):
-            if run.role == "student":
+            if run.role == "student" and run.name == student:
                 teachers = {name: self.teachers[name] for name in run.teachers}
-                yield replace(run, trial=number, teachers=teachers)
+                origin = run.origin and self.origins[run.origin.name, run.origin.method]
+                yield replace(run, trial=number, teachers=teachers, origin=origin)
 
     def _planned(self, asked: configs.Experiment) -> list[Run]:
         """The runs that an experiment asks for by the seed of the trials."""
@@ -216,18 +225,17 @@ class Tuning:
         return plan(Config(own, self.config.source), self.experiment.dataset).runs
 
     def with_values(self, student: str, values: Mapping[str, Values]) -> configs.Experiment:
-        """The experiment with one of its students, and values in its methods and controls."""
+        """The experiment with one of its students, and of what it is made, and values in its methods and controls."""
         asked = self.config.experiment
-        model = asked.students[student]
+        line = line_of(student, asked.students)
+        students = {name: one for name, one in asked.students.items() if name in line}
 
         def changed(entry: Entry) -> Entry:
             return with_values(entry, values.get(entry.name, {}), self.training(student, entry))
 
         controls = [changed(control) for control in asked.controlled_by.values()]
         methods = [changed(method) for method in asked.methods]
-        return asked.model_copy(
-            update={"students": {student: model}, "controls": controls, "methods": methods}
-        )
+        return asked.model_copy(update={"students": students, "controls": controls, "methods": methods})
 
     # ------------------------------------------------------------------------------------------- outcome
 
@@ -262,7 +270,7 @@ class Tuning:
         path, told = self.experiment.store.root / self.name / "tuning.json", self.told()
         before = self.experiment.store.read(path) or {}
         same = [*map(_spaces, before.get("chosen", []))] == [*map(_spaces, told["chosen"])]
-        runs = [*self.teachers.values(), *(t.run for s in self.searches for t in s.trials if t.run)]
+        runs = [*self.finished_first, *(t.run for s in self.searches for t in s.trials if t.run)]
         earlier = before.get("fingerprints", []) if same else []
         known = dict.fromkeys([*(run.fingerprint for run in runs), *earlier])
         write_json(path, told | {"fingerprints": list(known)})

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from kdrun import errors, registry
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
+from kdrun.config.origins import origin_problems
 from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
@@ -37,6 +38,9 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
     yield from _share_problems(experiment)
     yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)
+    listed = [*experiment.controlled_by, *(method.name for method in experiment.methods)]
+    yield from origin_problems(experiment, listed)
+    yield from _origin_method_problems(experiment)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
             yield from _fitted_problems(model, (family, name), experiment)
@@ -235,6 +239,19 @@ def _export_problems(expanded: Method, path: errors.Path) -> Iterable[Problem]:
         )
 
 
+def _origin_method_problems(experiment: Experiment) -> Iterable[Problem]:
+    """Students made of others that predict by parts of a loss, and not by their model alone."""
+    for name, student in experiment.students.items():
+        method = next((one for one in experiment.methods if one.name == student.method), None)
+        if student.from_ is None or method is None:
+            continue
+        with suppress(ConfigError):  # said of the method itself
+            terms = expanded_method(method, (), list(experiment.teachers)).losses
+            if kinds := [term.kind for term in terms if registry.LOSSES[term.kind].at_inference]:
+                words = f"what '{method.name}' trains predicts by parts of its loss '{kinds[0]}', too"
+                yield Problem(("students", name, "method"), words, "name another method")
+
+
 def _fitted_problems(
     model: TeacherConfig | StudentConfig, path: errors.Path, experiment: Experiment
 ) -> Iterable[Problem]:
@@ -299,7 +316,7 @@ def _peer_problems(
     method: Method, named: object, model: ModelConfig, paths: Iterable[errors.Path]
 ) -> Iterable[Problem]:
     """Peers of a student that is ahead of them from the first step on."""
-    if not _starts_from_weights(model):
+    if not _starts_from_weights(model) and not registry.MODELS[model.kind].compresses:
         return
     for loss, path in zip(method.losses, paths, strict=True):
         if getattr(loss, "peers", 0):

@@ -140,6 +140,13 @@ class TeacherConfig(ModelUse):
 class StudentConfig(ModelUse):
     """A student."""
 
+    model: AnyModel
+    """its architecture, or what is made of the student that `from` names: pruned, int8"""
+    from_: str | None = Field(default=None, alias="from")
+    """of a model that is made of a finished student, which one of this config that is; each seed has its own"""
+    method: str | None = None
+    """the method or control by which that one was trained; `alone` where nothing is said"""
+
 
 class Range(Schema):
     """The values between two ends, both included."""

@@ -21,6 +21,7 @@ from kdrun.config.mixes import (
     published_methods,
     supervised,
 )
+from kdrun.config.origins import fill_in_origins
 from kdrun.config.parts import (
     SHORTHANDS,
     AnyDataset,
@@ -101,7 +102,7 @@ def validate(source: Source, name: str = "experiment") -> Config:
     _require_plugins(source)
     _rebuild_schema()
     twice = list(_given_twice(source))
-    problems = [*twice, *fill_in(data, source)]
+    problems = [*twice, *fill_in(data, source), *fill_in_origins(data, source)]
     try:
         experiment = Experiment.model_validate(data)
     except ValidationError as error:

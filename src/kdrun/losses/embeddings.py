@@ -27,7 +27,7 @@ def teacher_classifier(context: Context, kind: str, layer: str) -> nn.Linear:
     assert context.teacher is not None
     read = _averaged(fixed(context.teacher.features[layer]))
     weight = context.teacher_state.get(f"{context.teacher_head}.weight")
-    if weight is None or weight.ndim != 2:
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         raise Mismatch(
             f"'{kind}' needs a teacher whose classifier is a linear layer", "use another loss", "teacher"
         )

@@ -37,6 +37,8 @@ def _network(value: object) -> ModelConfig:
         raise ValueError(f"there is no model '{kind}'; {did_you_mean(kind, registry.MODELS)}")
     if registry.MODELS[kind].fitted or registry.MODELS[kind].combines:
         raise ValueError(f"'{kind}' is trained in no steps, and a peer is; name a network")
+    if registry.MODELS[kind].compresses:
+        raise ValueError(f"'{kind}' is made of a finished student, and a peer is not; name a network")
     try:
         config: ModelConfig = registry.MODELS[kind].Config.model_validate(given)
     except ValidationError as error:

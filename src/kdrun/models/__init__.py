@@ -1,11 +1,12 @@
 """The models, by family; importing this package registers them."""
 
+from kdrun.models.compressed import Compressed, CompressedConfig, Int8, Pruned
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.fitted import SVC, Fitted, LogisticRegression
 from kdrun.models.graph import APPNP
 from kdrun.models.lens import AnyNormalization, Lens, Normalization, lens_for
 from kdrun.models.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
-from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters
+from kdrun.models.network import Deployed, Frozen, Network, build, macs, parameters, zeros
 from kdrun.models.prepared import Prepared, Recipe, recipe
 from kdrun.models.resnet import ResNet, WideResNet
 from kdrun.models.simple import CNN, GRU, MLP, ViT
@@ -27,17 +28,21 @@ __all__ = [
     "Cascade",
     "Combined",
     "CombinedConfig",
+    "Compressed",
+    "CompressedConfig",
     "Deployed",
     "Ensemble",
     "Fitted",
     "Forest",
     "Frozen",
+    "Int8",
     "Lens",
     "LogisticRegression",
     "MobileNetV2",
     "Network",
     "Normalization",
     "Prepared",
+    "Pruned",
     "Recipe",
     "ResNet",
     "ShuffleNetV1",
@@ -55,4 +60,5 @@ __all__ = [
     "parameters",
     "read_state",
     "recipe",
+    "zeros",
 ]

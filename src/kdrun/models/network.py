@@ -16,6 +16,7 @@ from kdrun import registry, taps
 from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs, Predictor
 from kdrun.eager import seen_to
 from kdrun.memory import watched
+from kdrun.models import int8
 from kdrun.models.lens import Lens, look_through
 from kdrun.models.together import Combined
 from kdrun.models.weights import read_state, start_from
@@ -24,18 +25,32 @@ seen_to(getattr(flop_counter, "_FlopCounterMode", None), "__torch_dispatch__")
 
 
 def build(
-    config: ModelConfig, shape: tuple[int, ...], classes: int, seed: int, through: Lens | None = None
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    through: Lens | None = None,
+    origin: Mapping[str, Tensor] | None = None,
 ) -> Model:
     """The model that a config names, for inputs of a ``shape`` without the batch, seen ``through`` a lens, on the CPU.
 
-    Its weights are a function of ``seed``, unless they come from a file; no global generator is changed. Raises
-    ``Mismatch`` where the model cannot read such inputs, ``WeightsError`` where its file does not fit, and
-    ``OutOfMemory``.
+    Its weights are a function of ``seed``, unless they come from a file, or from the state of the finished ``origin``
+    that it is made of; no global generator is changed. Raises ``Mismatch`` where the model cannot read such inputs,
+    ``WeightsError`` where its file does not fit, and ``OutOfMemory``.
     """
+    maker = registry.MODELS[config.kind]
     with torch.random.fork_rng(devices=[]), watched():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change the GPUs'
         seen = shape if through is None else through.shape(shape)
-        model: Model = registry.MODELS[config.kind](config, seen, classes)
+        if maker.compresses:
+            of: ModelConfig | None = getattr(config, "of", None)
+            assert of is not None, "the config sees to it"
+            made_of = build(of, seen, classes, seed)
+            if origin is not None:
+                made_of.load_state_dict(origin)
+            model: Model = maker.made_of(config, made_of, torch.zeros(2, *seen))
+        else:
+            model = maker(config, seen, classes)
     model.made_from = config
     look_through(model, through)
     if config.initial_weights is not None:
@@ -111,10 +126,14 @@ class Network:
         return averaged.shape == pooled.shape and torch.allclose(averaged, pooled, rtol=1e-3, atol=1e-6)
 
     def copied(self, model: Model, state: Mapping[str, Tensor]) -> Frozen:
-        """A frozen copy of ``model``, the network's own or a ``Deployed`` of it, with other weights, without taps."""
+        """A frozen copy of ``model``, the network's own or a ``Deployed`` of it, with other weights, without taps.
+
+        What rounds in training is in int8 there.
+        """
         twin = copy.deepcopy(model)
         self._recorder.let_go_of(twin if model is self.model else twin.get_submodule("body"))
         twin.load_state_dict(state)
+        int8.finish_rounding(twin)
         return Frozen(twin, self.view, self.device)
 
 
@@ -222,16 +241,24 @@ def parameters(model: nn.Module) -> int:
     return sum(numbers.numel() for numbers in learnt)
 
 
+def zeros(model: nn.Module) -> int:
+    """How many of the parameters are 0."""
+    return sum(int((numbers == 0).sum()) for numbers in model.parameters())
+
+
 def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one sample of a ``shape`` without the batch, in eval mode.
 
     Those of matrix products, convolutions and attention, as they are published; normalisations and activations
-    are not counted. Of members, by how often each is asked.
+    are not counted, nor is it how many of the weights are 0. Of members, by how often each is asked.
     """
     if isinstance(model, Combined):
         members = zip(model.members, model.asked, strict=True)
         return round(sum(share * macs(member, shape) for member, share in members))
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
+    for module in shadow.modules():
+        if isinstance(module, int8.Int8):
+            module.in_floats = True  # operations that the counter knows
     device = next(iter(shadow.state_dict().values())).device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not know

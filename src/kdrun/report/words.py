@@ -14,6 +14,8 @@ MANY = 5
 FEW_SEEDS = 5
 """Under so many the words say what could have been found at all."""
 
+MANY_ZEROS = 0.01
+"""The share from which it is told that parameters are 0."""
 BOTH_NOISES = "seeds and test samples"
 """What the interval of a gain covers where seeds alone would be too few."""
 
@@ -34,7 +36,8 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         left_out = _left_out(_of(rows, experiment, student))
         sentences = [*_of_student(own, alone, of_student), *left_out, *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
-    return [*said, *_of_ensembles(rows), *_of_teachers(rows), *_tested_in_transfer(rows)]
+    said += [*_of_ensembles(rows), *_of_compressed(rows), *_of_teachers(rows)]
+    return [*said, *_tested_in_transfer(rows)]
 
 
 def _of(rows: Sequence[Row], experiment: str, student: str) -> list[Row]:
@@ -197,6 +200,25 @@ def _of_ensembles(rows: Sequence[Row]) -> Iterable[str]:
             for member, one in members.items()
         ]
         yield f"{name} {'; '.join(found)}"
+
+
+def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
+    """What students that are made of others cost beside these, and what zeros do not save."""
+    several = len({row["experiment"] for row in rows}) > 1
+    by_name = {(row["experiment"], f"{row['model']}/{row['method']}"): row for row in rows}
+    made = {(row["experiment"], row["model"]): row for row in reversed(rows) if row["origin"]}
+    for (experiment, model), row in reversed(made.items()):
+        origin = by_name.get((experiment, row["origin"]))
+        sentence = f"{f'{experiment}/' * several}{model} is made of {row['origin']}"
+        if row["zeros"] >= MANY_ZEROS:
+            sentence += f"; {row['zeros']:.0%} of its parameters are 0, which saves neither bytes nor time"
+        if origin is not None and origin["bytes"]:
+            sentence += f": {row['bytes']:,} bytes beside {origin['bytes']:,}"
+            if row["latency_ms"] and origin["latency_ms"]:
+                here, there = (one["latency_ms"]["p50"] for one in (row, origin))
+                sentence += f", {here:.3g} ms for one sample beside {there:.3g}"
+                sentence += f", {row['throughput']:,.0f} samples a second beside {origin['throughput']:,.0f}"
+        yield sentence
 
 
 def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> str:

@@ -95,6 +95,7 @@ class Cost(Form):
 
     parameters: Count
     macs: Count
+    zeros: Count = 0
 
 
 class Protocol(Form):
@@ -171,6 +172,7 @@ class Run(Form):
     folder: Place
     model: str
     teachers: dict[Word, Word]
+    origin: Word | None = None
     fitted: bool = False
     combined: Literal["ensemble", "cascade"] | None = None
     tuning_trials: int | None = None
@@ -194,6 +196,8 @@ class Resolved(Form):
         students = {run.name for run in self.runs if run.role == "student"}
         if not known.issuperset(teacher for run in self.runs for teacher in run.teachers.values()):
             raise ValueError("a run's teacher is no run")
+        if not known.issuperset(run.origin for run in self.runs if run.origin is not None):
+            raise ValueError("what a run is made of is no run")
         if not teachers.issuperset(name for names in self.ensembles for name in names):
             raise ValueError("an ensemble's teacher is no run")
         if students != {run.name for run in self.runs if run.method == ALONE}:

@@ -113,8 +113,8 @@ def test_zeros_save_nothing_and_the_table_says_so(trained):
 
 def test_pruning_what_is_pruned_changes_nothing():
     small = models.build(MODELS["cnn"].Config(kind="cnn"), SHAPE, 3, 0)
-    once = models.build(of("pruned", share=0.6), SHAPE, 3, 0, small.state_dict()).state_dict()
-    twice = models.build(of("pruned", share=0.6), SHAPE, 3, 1, once).state_dict()
+    once = models.build(of("pruned", share=0.6), SHAPE, 3, 0, origin=small.state_dict()).state_dict()
+    twice = models.build(of("pruned", share=0.6), SHAPE, 3, 1, origin=once).state_dict()
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
@@ -146,7 +146,7 @@ def test_the_smallest_channels_go():
         for place in (1, 4, 5):
             small.body[0][0].weight[place] = 1e-3
             small.classifier.weight[:, place] = 1e-3
-    left = models.build(of("pruned", small.made_from, structured=True), (4,), 3, 0, small.state_dict())
+    left = models.build(of("pruned", small.made_from, structured=True), (4,), 3, 0, origin=small.state_dict())
     assert torch.equal(left.body[0][0].weight, small.body[0][0].weight[[0, 2, 3]])
     assert torch.equal(left.classifier.weight, small.classifier.weight[:, [0, 2, 3]])
 
@@ -172,7 +172,7 @@ def test_a_model_whose_channels_cannot_be_taken_out_is_refused(kind, words):
 
 def rounding(made, shape, origin=None):
     """A network that rounds, and one like it that is finished."""
-    model = models.build(of("int8", made), shape, 5, 0, origin).eval()
+    model = models.build(of("int8", made), shape, 5, 0, origin=origin).eval()
     int8.look_at_ranges(model, torch.randn(64, *shape, generator=torch.Generator().manual_seed(1)))
     finished = copy.deepcopy(model)
     int8.finish_rounding(finished)
@@ -438,7 +438,13 @@ def test_a_config_with_every_default_written_out_is_a_config():
         ("students.small.model=svc", "'small' (svc) is fitted at once"),
         ("students.whole.model.of=mlp", "`from` says of what it is made, and this is another model"),
         ("students.whole.model={kind: int8, initial_weights: a.pt}", "remove `initial_weights`"),
-        ("students.small.view=input", "'small' sees 'input', and what is made of it has to see the same"),
+        ("students.small.view=input", "has to see what that one sees; write `view: input` here, too"),
+        ("students.whole.view=input", "has to see what that one sees; remove `view`"),
+        ("students.small.resize=12", "has to see what that one sees; write `resize: 12` here, too"),
+        (
+            "students.small.normalization={mean: [0.5], std: [0.25]}",
+            "write `normalization: {mean: [0.5], std: [0.25]}` here, too",
+        ),
         ("teacher.model={kind: int8}", "'int8' is made of a finished student, and a teacher is not"),
         ("students.ninety.model.share=1", "share"),
         ("methods=[kd, mutual]", "'ninety' starts from weights that were trained"),

@@ -119,7 +119,8 @@ def _frozen_problems(
 
 
 def _starts_from_weights(model: ModelConfig) -> bool:
-    return model.initial_weights is not None or getattr(model, "pretrained", False)
+    begun = model.initial_weights is not None or getattr(model, "pretrained", False)
+    return begun or registry.MODELS[model.kind].compresses
 
 
 ALL_LABELLED = (
@@ -316,7 +317,7 @@ def _peer_problems(
     method: Method, named: object, model: ModelConfig, paths: Iterable[errors.Path]
 ) -> Iterable[Problem]:
     """Peers of a student that is ahead of them from the first step on."""
-    if not _starts_from_weights(model) and not registry.MODELS[model.kind].compresses:
+    if not _starts_from_weights(model):
         return
     for loss, path in zip(method.losses, paths, strict=True):
         if getattr(loss, "peers", 0):

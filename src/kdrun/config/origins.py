@@ -138,13 +138,12 @@ def _own_problems(
     if issubclass(made_by, Int8):
         words = f"'{student.from_}' is in int8, and whole numbers learn no more"
         yield Problem((*path, "from"), words, "prune first, and make int8 of that")
-    if student.view != origin.view:
-        words = f"'{student.from_}' sees {_told(origin.view)}, and what is made of it has to see the same"
-        yield Problem((*path, "view") if student.view else path, words, "write its `view` here, too, or none")
-
-
-def _told(view: str | None) -> str:
-    return "the first view" if view is None else f"'{view}'"
+    for key in ("view", "resize", "normalization"):
+        own, its = getattr(student, key), getattr(origin, key)
+        if own != its:
+            words = f"what is made of '{student.from_}' has to see what that one sees"
+            cure = f"remove `{key}`" if its is None else f"write `{key}: {its}` here, too"
+            yield Problem((*path, key) if own is not None else path, words, cure)
 
 
 def _in_circle(name: str, students: Mapping[str, StudentConfig]) -> bool:

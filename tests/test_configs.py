@@ -71,7 +71,7 @@ def short(path):
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 22
+    assert len(CONFIGS) == 23
 
 
 @every_config

@@ -217,7 +217,6 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
             if row["latency_ms"] and origin["latency_ms"]:
                 here, there = (one["latency_ms"]["p50"] for one in (row, origin))
                 sentence += f", {here:.3g} ms for one sample beside {there:.3g}"
-                sentence += f", {row['throughput']:,.0f} samples a second beside {origin['throughput']:,.0f}"
         yield sentence
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from kdrun.evaluate import predict
 from kdrun.models import int8
 from kdrun.plan import plan
 from kdrun.registry import MODELS
+from kdrun.stack import why_not
 from kdrun.store import Store
 from kdrun.store.housekeeping import disposable, entries
 from kdrun.tune import tune
@@ -167,6 +169,13 @@ def test_a_model_whose_channels_cannot_be_taken_out_is_refused(kind, words):
         models.build(of("pruned", kind, structured=True), shape, 3, 0)
 
 
+def test_without_the_library_its_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(Mismatch, match="torch-pruning is not installed") as caught:
+        models.build(of("pruned", structured=True), SHAPE, 3, 0)
+    assert "kdrun[compress]" in caught.value.hint
+
+
 # --------------------------------------------------------------------------------------------- int8
 
 
@@ -191,7 +200,7 @@ def test_whole_numbers_lie_on_disk_in_a_quarter_of_the_bytes(trained):
 
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [*CONVOLUTIONS, ("gru", SHAPE), ("vit", SHAPE), ("wrn-16-1", (3, 16, 16)), ("shufflenetv1", (3, 32, 32))],
+    [*CONVOLUTIONS, ("gru", SHAPE), ("vit", SHAPE), ("wrn-16-1", (3, 16, 16))],
 )
 def test_what_is_finished_says_what_was_trained(kind, shape):
     model, finished = rounding(kind, shape)
@@ -262,6 +271,12 @@ def test_zeros_stay_zeros_in_whole_numbers():
         assert torch.equal(after.weight == 0, before.weight == 0), name
         assert not after.weight.grad[before.weight == 0].any()
         assert not finished.get_submodule(name).weight[before.weight == 0].any()
+
+
+def test_a_device_without_such_sums_is_told():
+    _, finished = rounding("cnn", SHAPE)
+    assert int8.told(finished, torch.device("cpu")) == []
+    assert "its latency is not that of int8" in int8.told(finished, torch.device("meta"))[0]
 
 
 def test_what_cannot_be_in_int8_is_told(tmp_path):
@@ -373,6 +388,16 @@ def test_stopped_it_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch, nam
         except Interrupted:
             pass
     assert outcome(tmp_path / "stopped") == outcome(wanted if overrides else trained[0])
+
+
+def test_it_takes_its_steps_by_itself():
+    """Stacked, its zeros would get gradients."""
+    made, *_ = students(
+        BASE,
+        "training.stack=true",
+        "students={small: {model: {kind: mlp, hidden: [4]}}, one: {model: {kind: pruned}, from: small}}",
+    )
+    assert why_not(made["kd"]) == "it is made of a finished student"
 
 
 def test_an_origin_that_stopped_is_named(tmp_path):

@@ -40,7 +40,6 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
     yield from _teacher_problems(experiment)
     listed = [*experiment.controlled_by, *(method.name for method in experiment.methods)]
     yield from origin_problems(experiment, listed)
-    yield from _origin_method_problems(experiment)
     for family in ("teachers", "students"):
         for name, model in getattr(experiment, family).items():
             yield from _fitted_problems(model, (family, name), experiment)
@@ -238,19 +237,6 @@ def _export_problems(expanded: Method, path: errors.Path) -> Iterable[Problem]:
         yield Problem(
             path, f"a student can predict by the parts of one '{kinds}' and one teacher only", "keep one"
         )
-
-
-def _origin_method_problems(experiment: Experiment) -> Iterable[Problem]:
-    """Students made of others that predict by parts of a loss, and not by their model alone."""
-    for name, student in experiment.students.items():
-        method = next((one for one in experiment.methods if one.name == student.method), None)
-        if student.from_ is None or method is None:
-            continue
-        with suppress(ConfigError):  # said of the method itself
-            terms = expanded_method(method, (), list(experiment.teachers)).losses
-            if kinds := [term.kind for term in terms if registry.LOSSES[term.kind].at_inference]:
-                words = f"what '{method.name}' trains predicts by parts of its loss '{kinds[0]}', too"
-                yield Problem(("students", name, "method"), words, "name another method")
 
 
 def _fitted_problems(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
 from kdrun import errors, registry
+from kdrun.config.mixes import expanded_method
 from kdrun.config.parts import SHORTHANDS, AnyModel, Experiment, StudentConfig, adapter
 from kdrun.controls import ALONE
-from kdrun.errors import Problem, did_you_mean
+from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.models import Int8
 from kdrun.schema import kind_alone
 from kdrun.yamlsource import Source
@@ -101,6 +103,19 @@ def origin_problems(experiment: Experiment, methods: Iterable[str]) -> Iterator[
         if (student.method or ALONE) not in methods:
             hint = did_you_mean(student.method or ALONE, methods)
             yield Problem((*path, "method"), f"no student is trained by '{student.method}'", hint)
+        yield from _method_problems(student.method, path, experiment)
+
+
+def _method_problems(name: str | None, path: errors.Path, experiment: Experiment) -> Iterator[Problem]:
+    """A method whose students predict by parts of a loss, and not by their model alone."""
+    method = next((one for one in experiment.methods if one.name == name), None)
+    if method is None:
+        return
+    with suppress(ConfigError):  # said of the method itself
+        terms = expanded_method(method, (), list(experiment.teachers)).losses
+        if kinds := [term.kind for term in terms if registry.LOSSES[term.kind].at_inference]:
+            words = f"what '{name}' trains predicts by parts of its loss '{kinds[0]}', too"
+            yield Problem((*path, "method"), words, "name another method")
 
 
 def _own_problems(

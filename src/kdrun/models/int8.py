@@ -132,7 +132,7 @@ class Kernel(NamedTuple):
     zero: int
 
 
-class Int8(nn.Module):
+class Int8Layer(nn.Module):
     """A finished layer: whole numbers as weights, whole numbers as what its inputs are rounded to.
 
     ``weight`` is int8, ``scale`` (O,), ``bias`` (O,), ``input_scale`` () and ``zero`` () float32. On a CPU oneDNN
@@ -211,7 +211,7 @@ class Int8(nn.Module):
         super()._load_from_state_dict(*arguments, **options)
 
 
-class Int8Linear(Int8):
+class Int8Linear(Int8Layer):
     """A linear layer in int8."""
 
     def multiplied(self, whole: Tensor, weight: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class Int8Linear(Int8):
         return said.unflatten(0, whole.shape[:-1]) if whole.ndim > 2 else said
 
 
-class Int8Conv2d(Int8):
+class Int8Conv2d(Int8Layer):
     """A convolution in int8."""
 
     def __init__(self, layer: RoundingConv2d) -> None:
@@ -290,12 +290,12 @@ def has_kernels(device: torch.device) -> bool:
 def told(model: nn.Module, device: torch.device) -> list[str]:
     """What is to be said of a finished model in int8: what of it is not, and where that is not what is timed."""
     modules = dict(model.named_modules())
-    if not any(isinstance(module, Int8) for module in modules.values()):
+    if not any(isinstance(module, Int8Layer) for module in modules.values()):
         return []
     floats = [
         name
         for name, module in modules.items()
-        if not isinstance(module, Int8) and any(p.ndim > 1 for p in module.parameters(recurse=False))
+        if not isinstance(module, Int8Layer) and any(p.ndim > 1 for p in module.parameters(recurse=False))
     ]
     sentences = [f"stays in float32: {', '.join(name or 'the model itself' for name in floats)}"] * bool(
         floats

@@ -257,7 +257,7 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
         return round(sum(share * macs(member, shape) for member, share in members))
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     for module in shadow.modules():
-        if isinstance(module, int8.Int8):
+        if isinstance(module, int8.Int8Layer):
             module.in_floats = True  # operations that the counter knows
     device = next(iter(shadow.state_dict().values())).device
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -206,8 +206,11 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
     """What students that are made of others cost beside these, and what zeros do not save."""
     several = len({row["experiment"] for row in rows}) > 1
     by_name = {(row["experiment"], f"{row['model']}/{row['method']}"): row for row in rows}
-    made = {(row["experiment"], row["model"]): row for row in reversed(rows) if row["origin"]}
-    for (experiment, model), row in reversed(made.items()):
+    made: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row["origin"]:
+            made.setdefault((row["experiment"], row["model"]), row)
+    for (experiment, model), row in made.items():
         origin = by_name.get((experiment, row["origin"]))
         sentence = f"{f'{experiment}/' * several}{model} is made of {row['origin']}"
         if row["zeros"] >= MANY_ZEROS:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import kdrun
 from commands import command
-from kdrun import assembly, config, evaluate, registry, rehearsal
+from kdrun import assembly, config, evaluate, models, registry, rehearsal
 from kdrun.controls import CONTROLS
 from kdrun.plan import plan
 from kdrun.yamlsource import Source
@@ -24,6 +25,7 @@ SHAPES = {
     "cifar10": [3, 32, 32],
     "cifar100": [3, 32, 32],
     "image-folder": [3, 32, 32],
+    "arrays": [1, 8, 8],
     "wine": [13],
     "breast_cancer": [30],
 }
@@ -51,6 +53,33 @@ def pictures(folder):
     return folder
 
 
+def files(path, folder):
+    """What a config names in its working folder: pictures, arrays, and weights of the teacher that they come from."""
+    data = Source.read(path).data
+    if data["dataset"]["kind"] == "image-folder":
+        pictures(folder / data["dataset"]["root"])
+    if data["dataset"]["kind"] == "arrays":
+        x, y = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8), np.arange(24) % CLASSES
+        (folder / "data").mkdir()
+        np.savez(folder / data["dataset"]["path"], x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+        np.savez(folder / data["dataset"]["transfer_set"]["path"], x=255 - x)
+    for teacher in teachers_of(data).values():
+        if file := teacher.get("model", {}).get("initial_weights"):
+            _, name, _, finished, *_ = Path(file).parts
+            source = config.read(CONFIGS[0].with_name(f"{name}.yaml")).experiment
+            dataset = registry.DATASETS[source.dataset.kind](source.dataset)
+            shape, classes = dataset.spec.shapes[dataset.spec.default_view], dataset.spec.classes
+            (folder / file).parent.mkdir(parents=True)
+            save_file(
+                models.build(source.teachers[finished].model, shape, classes, 0).state_dict(), folder / file
+            )
+
+
+def teachers_of(data):
+    """The teachers of a config as it is written."""
+    return {"teacher": data["teacher"]} if "teacher" in data else data["teachers"]
+
+
 def short(path):
     """The options with which a config takes two steps, and trains teachers of any score."""
     data = Source.read(path).data
@@ -64,8 +93,7 @@ def short(path):
         f"training.batch_size={BATCH}",
         "seeds=[0]",
     ]
-    teachers = {"teacher": data["teacher"]} if "teacher" in data else data["teachers"]
-    for name, teacher in teachers.items():
+    for name, teacher in teachers_of(data).items():
         options += [f"teachers.{name}.{key}=null" for key in ("expect", "training") if key in teacher]
     return [part for option in options for part in ("--set", option)]
 
@@ -87,12 +115,11 @@ def test_a_config_has_the_name_of_its_file(path):
 
 
 @every_config
-def test_a_config_fits_its_data(path, tmp_path):
-    """On the data set that it names, of which no file is read: models, layers, adapters and one step of each."""
-    options = []
-    if Source.read(path).data["dataset"]["kind"] == "image-folder":
-        options.append(f"dataset.root={pictures(tmp_path / 'pictures')}")
-    checked = config.read(path, [*options, "seeds=[0]"])
+def test_a_config_fits_its_data(path, tmp_path, monkeypatch):
+    """On the data set that it names, of which no file is read but one's own: models, layers and one step of each."""
+    files(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    checked = config.read(path, ["seeds=[0]"])
     dataset = assembly.open_dataset(checked)
     shown = rehearsal.rehearse(plan(checked, dataset), dataset, torch.device("cpu"))
     experiment = checked.experiment
@@ -103,7 +130,9 @@ def test_a_config_fits_its_data(path, tmp_path):
 
 
 @every_config
-def test_a_config_trains(path, tmp_path):
+def test_a_config_trains(path, tmp_path, monkeypatch):
+    files(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
     told = command("compare", path, *short(path), "--quiet", "--json", folder=tmp_path)
     assert told.code == 0, told.err
     checked = config.read(path)

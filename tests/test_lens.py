@@ -370,6 +370,14 @@ def test_what_cannot_be_seen_is_told(text, kind, options, told):
         (["teacher.normalization={mean: [0.5, 0.5], std: [1]}"], "2 means and 1 stds; write as many of each"),
         (["teacher.resize=[3, 4, 5]"], "teacher.resize"),
         (
+            [
+                "dataset.inputs=[x, sensor]",
+                "teacher.normalization=imagenet",
+                "methods=[{losses: [{kind: mlkd, view: sensor}], name: own}]",
+            ],
+            "each input is normalised by figures of its own, and `normalization` translates those of one; look at",
+        ),
+        (
             ["student={model: tree, resize: 4, normalization: imagenet}"],
             "'tree' is fitted at once to the numbers of the data set, so `resize` says nothing; remove it",
         ),

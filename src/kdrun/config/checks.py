@@ -618,7 +618,17 @@ def _term_problems(
             yield from _unknown_teachers(loss.teacher, (*path, "teacher"), teachers)
         if len(set(as_list(loss.teacher))) < len(as_list(loss.teacher)):
             yield Problem((*path, "teacher"), "a teacher stands twice", "name each once")
+        yield from _second_input_problems(loss, path, experiment)
         yield from _combination_problems(loss, path, experiment)
+
+
+def _second_input_problems(loss: LossConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
+    """A further view with figures of its own, for models that know how one is normalised."""
+    everyone = (*experiment.teachers.values(), *experiment.students.values())
+    named = getattr(loss, "view", None) in (getattr(experiment.dataset, "inputs", None) or [])
+    if named and any(model.normalization is not None for model in everyone):
+        words = "each input is normalised by figures of its own, and `normalization` translates those of one"
+        yield Problem((*path, "view"), words, "look at another view, or leave `normalization` out")
 
 
 def _combination_problems(loss: LossConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:

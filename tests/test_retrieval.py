@@ -13,7 +13,7 @@ from kdrun.contracts import Draw
 from kdrun.errors import ConfigError, DamagedError, DataError
 from kdrun.plan import plan
 from kdrun.statistics import resampling, retrieval, scores
-from kdrun.store import Store
+from kdrun.store import Store, read_json, write_json
 from support import checked, comparison, experiment, outcome, problems, results, run
 
 CPU = torch.device("cpu")
@@ -218,7 +218,6 @@ def test_a_run_is_scored_by_the_embeddings_of_its_network(trained):
 
 def test_the_table_has_recall_alone_and_nothing_that_is_untrue_of_it(trained):
     _, compared = trained
-    assert "unseen in training: 1, 3" not in compared["name"]
     for row in compared["rows"]:
         assert row["metric"] == "recall@1" and 0 <= row["mean"] <= 1
         assert row["protocol"]["unseen"] == "1, 3" and row["protocol"]["test_samples"] == 20
@@ -308,6 +307,14 @@ def test_what_was_retrieved_is_looked_at_before_it_is_believed(trained, tmp_path
         result.manifest["details"]["unseen"] = 1
         with pytest.raises(DamagedError, match="logits"):
             result.predictions()
+
+
+def test_results_without_the_metric_are_none_of_kdrun_s(tmp_path):
+    run(TEXT, tmp_path, "seeds=[0]", "methods=[kd]")
+    path = tmp_path / "metric" / "resolved.json"
+    write_json(path, read_json(path) | {"metric": "accuracy"})
+    with pytest.raises(DamagedError, match="no accuracy"):
+        comparison(tmp_path, "metric")
 
 
 def test_a_teacher_that_learnt_what_is_unseen_here_is_refused(trained):

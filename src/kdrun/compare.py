@@ -101,7 +101,7 @@ class Material:
             else:
                 self.results[run["fingerprint"]] = result
         for result in self.results.values():
-            if self.metric not in result.manifest["scores"]:
+            if result.manifest["scores"].get(self.metric) is None:
                 raise foreign(result.folder / "result.json", f"no {self.metric}")
             if _asked(result) != _asked(self._first):
                 raise foreign(

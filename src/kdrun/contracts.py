@@ -530,8 +530,9 @@ class DatasetConfig(Schema):
     teachers, but for those with `labels: given`, and the test set have them, and inputs are normalised by all training
     samples"""
     unseen: Annotated[list[ClassName], AfterValidator(_two_or_more)] | None = None
-    """classes, as the set calls them, of which nobody sees a sample in training, be it a teacher or a student; the test
-    set is of these alone, and only `metric: recall@1` can score it. An epoch has as many steps as with all classes"""
+    """classes, as the set calls them, of which nobody sees a sample in training, be it a teacher or a student; what
+    weights from elsewhere have seen, nobody knows. The test set is of these classes alone, and only `metric: recall@1`
+    can score it; an epoch has as many steps as with all classes"""
     metric: Metric = "accuracy"
     """the score of the comparison; recall@1 is the share of the samples whose nearest other one, by the cosine of the
     embeddings that the classifiers read, is of the same class"""

@@ -171,11 +171,13 @@ def _curve(part: Material, method: str, runs: dict[int, Result]) -> Curve | None
     if not logs:
         return None
     loss = np.array([[_loss(line) for line in log] for log in logs])
-    validated = all(part.metric in (line["validation"] or {}) for log in logs for line in log)
+    scored = [(line["validation"] or {}).get(part.metric) is not None for log in logs for line in log]
     return Curve(
         method,
         loss,
-        np.array([[line["validation"][part.metric] for line in log] for log in logs]) if validated else None,
+        np.array([[line["validation"][part.metric] for line in log] for log in logs])
+        if all(scored)
+        else None,
         _shares(logs),
     )
 

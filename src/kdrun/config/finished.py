@@ -131,7 +131,8 @@ def number_problems(experiment: Experiment, classes: int) -> Iterator[Problem]:
     for _, path, result in _with_results(experiment):
         known = len(_told_apart(result))
         if known != classes:
-            words = f"this run tells {known} classes apart, and the data set has {classes}"
+            others = " that are not unseen" * bool(experiment.dataset.unseen)
+            words = f"this run tells {known} classes apart, and the data set has {classes}{others}"
             yield Problem(path, words, "name a run on these classes")
 
 

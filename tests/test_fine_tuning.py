@@ -99,6 +99,13 @@ def test_the_classifier_learns_while_the_body_is_frozen(start):
         assert not torch.equal(head, student.model.classifier.weight)
 
 
+def test_a_body_may_be_frozen_to_the_end(start):
+    made, teachers, dataset, _ = students(BASE, "students.small.training={frozen_epochs: 4}", start)
+    first, head = body_of(made["kd"]), made["kd"].model.classifier.weight.detach().clone()
+    assert [*epochs_of(made["kd"], dataset, teachers)] == [0, 1, 2, 3]
+    assert same(first, body_of(made["kd"])) and not torch.equal(head, made["kd"].model.classifier.weight)
+
+
 def test_adapters_learn_while_the_body_is_frozen(start):
     made, teachers, dataset, _ = students(BASE, FROZEN, start, "methods=[hint]")
     student = made["hint"]
@@ -251,8 +258,8 @@ RANDOM = "'small' starts from random weights, and its body would be frozen as it
         (["methods=[{use: kd, training: {frozen_epochs: 1}}]"], RANDOM),
         (["training.frozen_epochs=1"], "'big' starts from random weights"),
         (
-            ["START", "students.small.training={frozen_epochs: 4}"],
-            "'small' would learn in none of the 4 epochs",
+            ["START", "students.small.training={frozen_epochs: 5}"],
+            "the training of 'small' has 4 epochs; write at most 4",
         ),
         (["START", "students.small.training={body_lr: 0}"], "students.small.training.body_lr"),
         (

@@ -104,7 +104,7 @@ class Recipe(Schema):
     """decay of an average of the weights, which then is what gets scored and exported"""
     frozen_epochs: int = Field(default=0, ge=0)
     """of a model that starts from weights: its first epochs, in which its classifier and the losses' adapters learn,
-    and its body stays as it is, statistics and all"""
+    and its body stays as it is, statistics and all; as many as there are epochs for a linear probe"""
     body_lr: float | None = Field(default=None, gt=0)
     """the learning rate of the body, all but the classifier, at its highest; schedule and warm-up are the same. That of
     the optimizer where nothing is said"""

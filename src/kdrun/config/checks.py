@@ -112,9 +112,9 @@ def _frozen_problems(
         words = f"'{name}' starts from random weights, and its body would be frozen as it was drawn"
         cure = "write it in the training of a model that has `initial_weights: FILE` or `pretrained: true`"
         yield Problem(place, words, cure)
-    if training.frozen_epochs >= training.epochs:
-        words = f"the body of '{name}' would learn in none of the {training.epochs} epochs"
-        yield Problem(place, words, f"write less than {training.epochs}")
+    if training.frozen_epochs > training.epochs:
+        words = f"the training of '{name}' has {training.epochs} epochs"
+        yield Problem(place, words, f"write at most {training.epochs}, with which only the classifier learns")
 
 
 def _starts_from_weights(model: ModelConfig) -> bool:

@@ -87,6 +87,7 @@ def short(path):
     dataset = {"kind": "synthetic", "classes": CLASSES, "samples": BATCH * STEPS, "test_samples": 4}
     dataset |= {"shape": SHAPES[data["dataset"]["kind"]], "labels_per_class": few}
     dataset |= {"validation": data["dataset"].get("validation", 0), "views": data["dataset"].get("views", {})}
+    dataset["metric"] = data["dataset"].get("metric", "accuracy")
     options = [
         f"dataset={json.dumps(dataset)}",
         "training.epochs=1",

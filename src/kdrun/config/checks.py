@@ -87,7 +87,8 @@ def _share_problems(experiment: Experiment) -> Iterable[Problem]:
         elif not _hides_labels(experiment):
             yield Problem(place, *ALL_LABELLED)
         elif not teacher.sources:
-            yield Problem(place, *LABELLED_ONLY)
+            words = "this teacher learns from labelled samples only, so `labelled_share` says nothing"
+            yield Problem(place, words, "remove it", True)
 
 
 def _thawing_problems(experiment: Experiment) -> Iterable[Problem]:
@@ -128,14 +129,6 @@ ALL_LABELLED = (
     True,
 )
 """What is said of a share of those that have one."""
-
-
-LABELLED_ONLY = (
-    "this teacher learns from labelled samples only, so `labelled_share` says nothing",
-    "remove it",
-    True,
-)
-"""What is said of a teacher without teachers."""
 
 
 def _hides_labels(experiment: Experiment) -> bool:
@@ -510,20 +503,19 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
 
 def _sight_problems(teacher: TeacherConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
     """A teacher that is to see what the students see, where that says nothing."""
+    place, kind = (*path, "labels"), teacher.model.kind
     if teacher.labels == "all":
         return
     if teacher.weights is not None:
         words = "a teacher with `weights` is finished, so `labels` says nothing"
-    elif registry.MODELS[teacher.model.kind].combines:
-        words = f"'{teacher.model.kind}' is made of finished teachers, so `labels` says nothing"
+        yield Problem(place, words, "remove it", True)
+    elif registry.MODELS[kind].combines:
+        words = f"'{kind}' is made of finished teachers, so `labels` says nothing"
+        yield Problem(place, words, "remove it", True)
     elif not (_hides_labels(experiment) or experiment.dataset.leave_out):
         words = "the students are given all samples and labels, so `labels: given` says nothing"
-        cure = "remove it, or add `labels_per_class`, `leave_out` or a `transfer_set` to the data set"
-        yield Problem((*path, "labels"), words, cure)
-        return
-    else:
-        return
-    yield Problem((*path, "labels"), words, "remove it", True)
+        hint = "remove it, or add `labels_per_class`, `leave_out` or a `transfer_set` to the data set"
+        yield Problem(place, words, hint)
 
 
 def _combined_problems(

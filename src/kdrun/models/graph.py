@@ -72,6 +72,7 @@ class APPNP(Model):
 
     head = "classifier"
     samples: Tensor
+    squares: Tensor
     count: Tensor
     edges: Tensor
     said: Tensor
@@ -87,6 +88,7 @@ class APPNP(Model):
         self.pooled = self.stages[-1] if self.stages else "flatten"
         self.preactivations = tuple(f"{stage}.0" for stage in self.stages)
         self.register_buffer("samples", torch.zeros(config.nodes, widths[0]))
+        self.register_buffer("squares", torch.zeros(config.nodes))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("edges", torch.full((config.nodes, config.neighbours), NOBODY))
         self.register_buffer("said", torch.zeros(config.nodes, classes))
@@ -95,10 +97,12 @@ class APPNP(Model):
     def remember(self, samples: Tensor) -> None:
         """Make training samples (M, …) the nodes of the graph, and find their neighbours."""
         there = len(samples)
-        self.samples.zero_()[:there] = samples.flatten(1)
+        self.samples.zero_()
+        self.samples[:there] = samples.flatten(1)
+        self.squares.copy_(self.samples.square().sum(dim=1))
         self.count.fill_(there)
-        found = torch.cat([self._nearest(some) for some in self.samples.split(CHUNK)])
-        self.edges.copy_(found)[there:] = NOBODY
+        self.edges.copy_(torch.cat([self._nearest(some) for some in self.samples.split(CHUNK)]))
+        self.edges[there:] = NOBODY
         self.said.copy_(self._of_nodes())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,8 +140,9 @@ class APPNP(Model):
     def _nearest(self, x: Tensor) -> Tensor:
         """The nodes (B, k) that are nearest to inputs (B, D) and are not they."""
         with torch.autocast(x.device.type, enabled=False):  # half precision cannot tell near ones apart
-            nodes, inputs = self.samples.float(), x.float()
-            apart = nodes.square().sum(dim=1) - 2 * inputs @ nodes.T  # and what is the same for all nodes
+            nodes = self.samples.float()
+            squares = self.squares if self.squares.dtype == nodes.dtype else nodes.square().sum(dim=1)
+            apart = squares - 2 * x.float() @ nodes.T  # and what is the same for all nodes
         nobody = torch.arange(len(nodes), device=x.device) >= self.count
         near = apart.masked_fill(nobody, torch.inf).topk(self.config.neighbours + 1, largest=False).indices
         itself = (self.samples[near[:, 0]] == x).all(dim=1, keepdim=True)

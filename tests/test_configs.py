@@ -100,7 +100,7 @@ def short(path):
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 23
+    assert len(CONFIGS) == 27
 
 
 @every_config

@@ -28,7 +28,7 @@ COMPARED: dict[Relation, tuple[int, int]] = {
 
 
 class SelfAttentionRelations(Loss):
-    """Self-attention relations: Σ over relations of the mean over B·R·T of KL(softmax(a aᵀ'/√d)_t ‖ the same of s).
+    """Self-attention relations: Σ over relations of the mean over B·R·T of KL(softmax(a bᵀ/√d)_t ‖ the same of s).
 
     Taps of each network the queries, keys and values (B, T, 3·D) of one layer of self-attention, the last by default.
     Each is cut into R relation heads of d = D/R, the network's own heads where both have as many. The relation
@@ -138,7 +138,7 @@ def _attention(table: LayerTable, named: str | None, key: str) -> str:
     if not found:
         raise Mismatch(
             f"'minilm' compares self-attention, and {table.owner} names no layer that gives queries, keys and values",
-            "use a vit, or a transformer of timm's, for student and teacher; or at, hint or rkd, which compare any two "
+            "use a vit, or a transformer of timm's, for student and teacher; or hint or rkd, which compare any two "
             "networks",
             key,
         )

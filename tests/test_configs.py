@@ -64,7 +64,8 @@ def files(path, folder):
         np.savez(folder / data["dataset"]["path"], x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
         np.savez(folder / data["dataset"]["transfer_set"]["path"], x=255 - x)
     for teacher in teachers_of(data).values():
-        if file := teacher.get("model", {}).get("initial_weights"):
+        model = teacher.get("model")
+        if isinstance(model, dict) and (file := model.get("initial_weights")):
             _, name, _, finished, *_ = Path(file).parts
             source = config.read(CONFIGS[0].with_name(f"{name}.yaml")).experiment
             dataset = registry.DATASETS[source.dataset.kind](source.dataset)

@@ -315,8 +315,8 @@ def test_it_may_run_out_while_a_teacher_is_asked_or_a_student_scored(tmp_path, m
     run(TEXT, tmp_path / "whole", *tables)
     groups.clear()
     monkeypatch.setattr(cache.Faculty, "_compute", once(cache.Faculty._compute))
-    score = once(evaluate.predict, lambda *_: len(results(tmp_path / "halves")) == 2)
-    monkeypatch.setattr("kdrun.bookkeeping.predict", score)
+    score = once(evaluate.answers, lambda *_: len(results(tmp_path / "halves")) == 2)
+    monkeypatch.setattr("kdrun.bookkeeping.answers", score)
     run(TEXT, tmp_path / "halves", *tables)
     assert groups[1:] == [FOUR[:2], ["kd"], FOUR[2:]], "what was scored before is not trained again"
     assert outcome(tmp_path / "halves") == outcome(tmp_path / "whole")

@@ -487,7 +487,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path):
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moment", ["predict", "temperature", "likenesses", "score"])
+@pytest.mark.parametrize("moment", ["answers", "temperature", "likenesses", "score"])
 def test_a_signal_while_students_are_scored_saves_them_and_begins_nothing_more(tmp_path, monkeypatch, moment):
     """Not a pass over a split is finished first, however long it would take."""
     run(BASE, tmp_path / "whole", "training.ema=0.5")
@@ -496,7 +496,7 @@ def test_a_signal_while_students_are_scored_saves_them_and_begins_nothing_more(t
         place = train if moment == "score" else bookkeeping
         original = getattr(place, moment)
 
-        def scored(networks, batches):
+        def scored(networks, batches, *_metric):
             made.stop._ask(signal.SIGTERM, None)
             next(iter(batches))
             raise AssertionError("it goes on to the next batch")

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
-from kdrun.errors import UsageError
+from pydantic import ValidationError
+
+from kdrun.errors import UsageError, did_you_mean
 from kdrun.machine import raise_lack
+from kdrun.schema import kind_alone
 
 
 class Family:
@@ -45,6 +48,19 @@ class Family:
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
+
+    def read(self, written: object) -> Any:
+        """The config of a component that stands inside another's; raises ``ValueError``, one sentence."""
+        given = kind_alone(written)
+        kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
+        if kind not in self:
+            raise ValueError(f"there is no {self.noun} '{kind}'; {did_you_mean(kind, self)}")
+        try:
+            return self[kind].Config.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
     def classes(self) -> list[type[Any]]:
         """The classes, each once, in the order of their first name."""

@@ -17,7 +17,7 @@ MOMENTS = {
     "in the forward pass": ("kdrun.models", "Network.__call__", 250),
     "saving": ("kdrun.store.files", "_write", 250),
     "validating": ("kdrun.train", "score", 15),
-    "scoring": ("kdrun.bookkeeping", "predict", 5),
+    "scoring": ("kdrun.bookkeeping", "answers", 5),
 }
 """A function that is called at the moment; in some more than so many calls of a whole run."""
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}

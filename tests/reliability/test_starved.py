@@ -550,7 +550,7 @@ ANYWHERE = [
     "kdrun.config.read",
     "kdrun.experiment.plan",
     "kdrun.experiment.fit",
-    "kdrun.bookkeeping.predict",
+    "kdrun.bookkeeping.answers",
     "kdrun.store.runs.Result.predictions",
     "kdrun.compare.comparison",
     "kdrun.evidence.page",

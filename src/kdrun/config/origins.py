@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from kdrun import errors, registry
 from kdrun.config.mixes import expanded_method
 from kdrun.config.parts import SHORTHANDS, AnyModel, Experiment, StudentConfig, adapter
+from kdrun.config.translation import translated
 from kdrun.controls import ALONE
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.models import Int8
@@ -35,15 +37,26 @@ def fill_in_origins(data: dict[str, Any], source: Source) -> Iterator[Problem]:
         if model is None:
             continue
         origin = _model_of(student.get("from"), given, {name})
-        if model.get("of") is not None and origin is not ANY and _read(model["of"]) != _read(origin):
-            words = "`from` says of what it is made, and this is another model"
-            yield Problem(("students", name, "model", "of"), words, "remove it", True)
+        if model.get("of") is not None:
+            yield from _said_twice(model["of"], origin, ("students", name, "model", "of"))
         given[name] = student | {"model": model | {"of": origin}}
         written = (
             (name,) if SHORTHANDS.get(name) == "students" and name in source.data else ("students", name)
         )
         if "of" not in model:
             source.alias(("students", name, "model", "of"), (*written, "from"))
+
+
+def _said_twice(written: object, origin: Any, path: errors.Path) -> Iterator[Problem]:
+    """What is wrong with a model that is written where `from` says it, too."""
+    try:
+        own = adapter(AnyModel).validate_python(written)
+    except ValidationError as error:
+        for problem in translated(error, written, AnyModel):
+            yield replace(problem, path=(*path, *problem.path))
+        return
+    if origin is not ANY and own != _read(origin):
+        yield Problem(path, "`from` says of what it is made, and this is another model", "remove it", True)
 
 
 def _made_of_another(student: object) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -20,31 +19,22 @@ from torch import Tensor, nn
 
 from kdrun import registry
 from kdrun.contracts import Batch, Context, Loss, LossConfig, ModelConfig, Outputs, Published
-from kdrun.errors import Mismatch, did_you_mean
+from kdrun.errors import Mismatch
 from kdrun.losses.base import Temperature, main_classes
 from kdrun.losses.labels import CrossEntropy
 from kdrun.losses.numerics import exact, full, own, relative_entropy
-from kdrun.schema import kind_alone
 
 
 def _network(value: object) -> ModelConfig:
     """The config of a network that gradients can train from its first weights on; raises ``ValueError``."""
     if isinstance(value, ModelConfig):
         return value
-    given = kind_alone(value)
-    kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
-    if kind not in registry.MODELS:
-        raise ValueError(f"there is no model '{kind}'; {did_you_mean(kind, registry.MODELS)}")
-    if registry.MODELS[kind].fitted or registry.MODELS[kind].combines:
-        raise ValueError(f"'{kind}' is trained in no steps, and a peer is; name a network")
-    if registry.MODELS[kind].compresses:
-        raise ValueError(f"'{kind}' is made of a finished student, and a peer is not; name a network")
-    try:
-        config: ModelConfig = registry.MODELS[kind].Config.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    config: ModelConfig = registry.MODELS.read(value)
+    model = registry.MODELS[config.kind]
+    if model.fitted or model.combines:
+        raise ValueError(f"'{config.kind}' is trained in no steps, and a peer is; name a network")
+    if model.compresses:
+        raise ValueError(f"'{config.kind}' is made of a finished student, and a peer is not; name a network")
     if config.initial_weights is not None or getattr(config, "pretrained", False):
         raise ValueError("a peer starts from weights of its own; name no others")
     return config

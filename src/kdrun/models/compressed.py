@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from kdrun import registry, taps
 from kdrun.contracts import Model, ModelConfig
-from kdrun.errors import Mismatch, did_you_mean
+from kdrun.errors import Mismatch
 from kdrun.machine import raise_lack
 from kdrun.models.int8 import begin_rounding
 from kdrun.models.prepared import fold, foldable
-from kdrun.schema import kind_alone
 
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
 """Layers whose weights can be pruned one by one; normalisations, biases and embeddings stay."""
@@ -31,11 +30,7 @@ def _origin(value: object) -> ModelConfig:
     """The config of the model that another is made of; raises ``ValueError``."""
     if isinstance(value, ModelConfig):
         return value
-    given: Any = kind_alone(value)
-    kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
-    if kind not in registry.MODELS:
-        raise ValueError(f"there is no model '{kind}'; {did_you_mean(kind, registry.MODELS)}")
-    config: ModelConfig = registry.MODELS[kind].Config.model_validate(given)
+    config: ModelConfig = registry.MODELS.read(value)
     return config
 
 

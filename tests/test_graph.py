@@ -210,6 +210,17 @@ def test_it_holds_training_samples_that_its_role_sees_drawn_by_its_seed():
     assert {run_.draw.given for run_ in planned.runs if run_.role == "student"} == {True}
 
 
+@pytest.mark.parametrize("own", ["resize=3", "normalization={mean: [0.4], std: [0.2]}"])
+def test_nodes_are_seen_as_samples_are(own):
+    """Through the same lens: a training sample is the node that it is, and no neighbour of its own."""
+    made, _, dataset, _ = students(SMALL, f"student.{own}", "student.model.nodes=48")
+    model = made["kd"].model
+    (batch,) = dataset.split("train", given=True)
+    seen = model.lens(batch.views["input"]).flatten(1)
+    assert model.count == len(seen) == 48 and torch.equal(model.samples, seen)
+    assert not (model._neighbours(seen) == torch.arange(48)[:, None]).any()
+
+
 def test_classes_that_are_left_out_are_no_nodes():
     made, _, dataset, _ = students(SMALL, "dataset.leave_out=[1]", "student.model.nodes=48")
     model = made["kd"].model

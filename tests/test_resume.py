@@ -67,6 +67,14 @@ RECIPES = {
         "validation: 0.2}",
         "methods=[kd, relative, {use: triplet}]",
     ],
+    "graph-of-samples": [
+        "teachers.big.model={kind: appnp, hidden: [8], nodes: 20, neighbours: 3, steps: 3}",
+        "students.small.model={kind: appnp, hidden: [6], nodes: 12, neighbours: 3, steps: 3}",
+        "training.mixup=0.4",
+        "training.ema=0.7",
+        "training.selection=best-on-validation",
+        "methods=[kd, mutual, mean-teacher]",
+    ],
     "classes-left-out": ["dataset.leave_out=[1]", "methods=[kd, crd]"],
     "pictures-copies": [
         PICTURES[0].replace("augmentation: strong", "augmentation: {copies: 2, parts: strong}"),

@@ -332,7 +332,7 @@ Remind = Callable[[Run, Network], None]
 
 
 def _reminding(dataset: Dataset, given: bool) -> Remind:
-    """What gives networks those that they hold, drawn by their seeds of the samples that students or teachers see."""
+    """What gives networks those that they hold, as they see them, drawn by their seeds of what their role sees."""
 
     def remind(run: Run, network: Network) -> None:
         if not network.model.memory:
@@ -343,7 +343,8 @@ def _reminding(dataset: Dataset, given: bool) -> Remind:
         chosen[order[: network.model.memory]] = True
         batches = dataset.split("train", given=given)
         held = [batch.views[network.view][chosen.to(batch.index.device)[batch.index]] for batch in batches]
-        network.model.remember(torch.cat(held).to(network.device))
+        samples, lens = torch.cat(held).to(network.device), network.model.lens
+        network.model.remember(samples if lens is None else lens(samples))
 
     return remind
 

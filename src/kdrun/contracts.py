@@ -244,7 +244,10 @@ class Model(Component, nn.Module):
         """Logits (B, C) of inputs (B, …)."""
 
     def remember(self, samples: Tensor) -> None:
-        """Hold training samples (M, …), M at most ``memory``; its weights and its shapes stay as they are."""
+        """Hold training samples (M, …) as its ``lens`` shows them, M at most ``memory``.
+
+        Its weights and its shapes stay as they are.
+        """
         raise AssertionError(f"{type(self).__name__} has a memory, and does not say how it remembers")
 
 

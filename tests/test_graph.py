@@ -125,6 +125,20 @@ def test_a_trained_network_asks_no_node_and_says_what_it_said_in_its_last_step()
     assert asked == [5]
 
 
+def test_nodes_say_what_they_say_now_where_the_classifier_alone_learns():
+    """In a frozen body, which is in eval mode, they are asked in every step as ever."""
+    stages = "methods=[{use: kd, stages: [{epochs: 1}, {epochs: 1, train: [classifier]}]}]"
+    made, _, dataset, _ = students(SMALL, stages)
+    student = made["kd"]
+    student.position, before = student.steps_per_epoch, student.model.said.clone()
+    first, second, _ = dataset.batches(student.draw, 1)
+    student.step(first, {name: teacher(first) for name, teacher in student.teachers.items()})
+    student.begin_step()
+    student.network(second)
+    assert not student.model.training and not torch.equal(student.model.said, before)
+    torch.testing.assert_close(student.model.said, student.model._of_nodes())
+
+
 def test_what_nodes_say_learns_through_the_graph():
     model, x = graph(normal(12, 4)).train(), normal(5, 4, seed=1)
     through = torch.autograd.grad(model(x).square().sum(), model.body[0][0].weight)[0]

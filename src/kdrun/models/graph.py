@@ -107,8 +107,9 @@ class APPNP(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, …)."""
-        nodes = self._of_nodes() if self.training else self.said
-        if self.training:
+        learns = self.training or self.classifier.training  # which may learn alone
+        nodes = self._of_nodes() if learns else self.said
+        if learns:
             self.said.copy_(nodes.detach())
         x = self.flatten(x)  # after the nodes: what is tapped is what a layer gave last
         return self._step(self.classifier(self.body(x)), nodes, self._neighbours(x))

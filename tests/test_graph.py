@@ -244,6 +244,21 @@ def test_classes_that_are_left_out_are_no_nodes():
     assert model.count == (labels != 1).sum() and 1 not in labels[held]
 
 
+@pytest.mark.parametrize(
+    "other", ["dataset.classes=4", "student.model.nodes=30", "student.model.neighbours=5"]
+)
+def test_what_it_holds_is_no_part_of_the_weights_that_it_starts_from(tmp_path, other):
+    """So that it can be tuned to other classes, with nodes of its own."""
+    run(SMALL, tmp_path, "seeds=[0]", "methods=[]")
+    file = tmp_path / "small/students/student/alone/seed-0/weights.safetensors"
+    plain, _, _, _ = students(SMALL, other)
+    made, _, _, _ = students(SMALL, other, f"student.model.initial_weights={file}")
+    model, before = made["kd"].model, results(tmp_path)["students/student/alone/seed-0"].weights()
+    np.testing.assert_array_equal(model.body[0][0].weight.detach(), before["body.0.0.weight"])
+    assert torch.equal(model.samples, plain["kd"].model.samples) and model.count > 0
+    torch.testing.assert_close(model.said, model._of_nodes())
+
+
 def test_a_peer_holds_samples_too():
     text = SMALL.replace("methods: [kd]", "methods: [mutual]")
     made, _, _, _ = students(text)

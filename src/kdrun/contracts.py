@@ -236,6 +236,8 @@ class Model(Component, nn.Module):
     """Whether it is made of finished models, and given them in the place of a shape; see ``models.together``."""
     memory: int = 0
     """How many training samples it holds at most, which it is given before its first step."""
+    held_buffers: tuple[str, ...] = ()
+    """Names of the buffers that hold them, and what follows from them: no weights that another could start from."""
     compresses: ClassVar[bool] = False
     """Whether it is made of a finished student, and what it makes is that one, changed; see ``models.compressed``."""
 

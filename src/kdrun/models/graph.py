@@ -71,6 +71,7 @@ class APPNP(Model):
             return self
 
     head = "classifier"
+    held_buffers = ("samples", "squares", "count", "edges", "said")
     samples: Tensor
     squares: Tensor
     count: Tensor

@@ -77,14 +77,16 @@ def load_weights(model: Model, path: Path) -> None:
 def start_from(model: Model, state: Mapping[str, Tensor], source: str) -> None:
     """Give a model weights to start from; a classifier of other shape than its own stays as it was drawn.
 
-    Raises ``WeightsError``, naming the ``source``, where anything else differs.
+    So do training samples that it holds. Raises ``WeightsError``, naming the ``source``, where anything else differs.
     """
     own, state = model.state_dict(), _translate(model, state)
     head = {name for name in own if name.startswith(f"{model.head}.")}
     kept = {
-        name: value for name, value in state.items() if name not in head or value.shape == own[name].shape
+        name: value
+        for name, value in state.items()
+        if name not in model.held_buffers and (name not in head or value.shape == own[name].shape)
     }
-    fresh = {name: own[name] for name in head - kept.keys() if name in state}
+    fresh = {name: own[name] for name in head.union(model.held_buffers) - kept.keys() if name in state}
     _load(model, kept | fresh, source)
 
 

@@ -400,13 +400,23 @@ def test_it_takes_its_steps_by_itself():
     assert why_not(made["kd"]) == "it is made of a finished student"
 
 
-def test_an_origin_that_stopped_is_named(tmp_path):
+def test_an_origin_that_stopped_is_named_and_holds_nobody_else_up(tmp_path):
+    """What is made of what was made of it is left out, too; all else is trained, and all is said in the end."""
     overrides = [
-        "students={small: {model: {kind: cnn, width: 4}, training: {optimizer: {kind: sgd, lr: 1e9}}}, "
-        "whole: {model: int8, from: small}}"
+        "students={bad: {model: {kind: cnn, width: 4}, training: {optimizer: {kind: sgd, lr: 1e9}}}, "
+        "whole: {model: int8, from: pruned}, pruned: {model: {kind: pruned}, from: bad}, "
+        "good: {model: {kind: cnn, width: 4}}, eight: {model: int8, from: good}}",
+        "seeds=[2, 3]",
     ]
-    with pytest.raises(TrainingError, match=r"whole/.*is made of small/alone/seed 2, which"):
+    with pytest.raises(TrainingError) as caught:
         run(BASE, tmp_path, *overrides)
+    told = str(caught.value).splitlines()
+    assert sum(line.startswith("bad/") and ": stopped: " in line for line in told) == 4
+    assert "pruned/kd/seed 2: is made of bad/alone/seed 2, which is not finished; mend that first" in told
+    assert "whole/kd/seed 3: is made of pruned/alone/seed 3, which is not finished; mend that first" in told
+    assert len(told) == 12
+    assert {place.split("/")[1] for place in results(tmp_path)} == {"teacher", "good", "eight"}
+    assert len(results(tmp_path)) == 1 + 2 * 4
 
 
 @pytest.mark.parametrize("name", ["ninety", "fewer", "whole"])

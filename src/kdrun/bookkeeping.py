@@ -263,30 +263,34 @@ def take_seats(
     dataset: Dataset,
     device: torch.device,
     console: Console,
-) -> list[Seat]:
-    """A seat for each run; says where a run goes beside another one, and which key differs."""
-    seats = []
+) -> tuple[list[Seat], list[str]]:
+    """A seat for each run, and why others have none: what they are made of stopped, or was deleted since.
+
+    Says where a run goes beside another one, and which key differs.
+    """
+    seats, left_out = [], []
     for run in group:
+        origin = _finished_origin(run, store, config)
+        if run.origin is not None and origin is None:
+            left_out.append(
+                f"{run.title}: is made of {run.origin.title}, which is not finished; mend that first"
+            )
+            continue
         folder = f"{config.experiment.name}/{run.folder}"
         workplace, difference = store.workplace(folder, run.fingerprint, run.inputs)
         if difference:
             console.say(
                 f"{run.title}: differs from the run that is there ({difference}); goes to {workplace.folder}"
             )
-        seats.append(Seat(run, workplace, dataset, device, console, _origin(run, store, config)))
-    return seats
+        seats.append(Seat(run, workplace, dataset, device, console, origin))
+    return seats, left_out
 
 
-def _origin(run: Run, store: Store, config: Config) -> Result | None:
-    """The finished run that another is made of; raises ``TrainingError`` where it stopped, or was deleted since."""
+def _finished_origin(run: Run, store: Store, config: Config) -> Result | None:
+    """The finished run that another is made of, if there is one."""
     if run.origin is None:
         return None
-    result = store.find(run.origin.fingerprint, f"{config.experiment.name}/{run.origin.folder}")
-    if result is None:
-        raise TrainingError(
-            f"{run.title}: is made of {run.origin.title}, which is not finished; mend that first"
-        )
-    return result
+    return store.find(run.origin.fingerprint, f"{config.experiment.name}/{run.origin.folder}")
 
 
 def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -> None:

@@ -77,7 +77,7 @@ class Experiment:
         with bookkeeping.locked_group(self.store, group), self.stop.until_done(), memory.watched():
             unfinished = [run for run in group if self.finished(run) is None]
             where, given = (self.dataset, self.device), group[0].draw.given
-            seats = bookkeeping.take_seats(self.store, self.config, unfinished, *where, self.console)
+            seats, failed = bookkeeping.take_seats(self.store, self.config, unfinished, *where, self.console)
             teachers = {
                 run: assembly.teacher(run, self.finished(run), *where, given)
                 for one in group
@@ -85,12 +85,12 @@ class Experiment:
             }
             bookkeeping.staff(seats, teachers, self.store)
             keeper = bookkeeping.Keeper(seats, self.stop)
-            if unfinished and group[0].learns:
+            if seats and group[0].learns:
                 learn: Callable[..., None] = trees.fit if group[0].way == "fitted" else fit
                 students, epochs = [seat.student for seat in seats], group[0].training.epochs
-                with keeper.telling(self.console, bookkeeping.title(unfinished)):
+                with keeper.telling(self.console, bookkeeping.title([seat.run for seat in seats])):
                     learn(students, self.dataset, epochs, self.console, keeper.pause)
-            return [TrainingError(failure) for failure in bookkeeping.finish(seats, teachers, keeper.pause)]
+            return [*map(TrainingError, failed + bookkeeping.finish(seats, teachers, keeper.pause))]
 
     def check_teachers(self, runs: Iterable[Run]) -> None:
         """Raises ``TrainingError`` where a teacher scores under its ``expect``."""

@@ -49,6 +49,11 @@ FOUND = (
     "What a model says of a sample is the class of that one"
 )
 """What the metric of embeddings is."""
+MADE_OF = (
+    "the finished student of the same seed from which a row starts, and its control, too: its gain is what its method "
+    "is worth while the student is made smaller"
+)
+"""What compressed students are."""
 
 
 def page(
@@ -87,11 +92,12 @@ def _sentence(sentence: str) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    main = table.main_columns(head)
     kinds = [
         " ".join(
             filter(
                 None,
-                ["text" * (name in table.TEXT), "role" * (name == "role"), "more" * (name not in table.MAIN)],
+                ["text" * (name in table.TEXT), "role" * (name == "role"), "more" * (name not in main)],
             )
         )
         for name in head
@@ -153,12 +159,13 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "students saw no sample but what a transfer set may hold, and their teachers did",
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "
         "temperature that was fitted on the validation share",
+        **({"made of": MADE_OF} if any(row.get("origin") for row in compared["rows"]) else {}),
         "params, MACs, bytes, ms": "of the exported student: no adapter, no teacher; one sample at a time, "
         "on one thread of a processor or on the GPU; of a cascade with as many samples passed on as of the test set",
         "samples/s": "of batches that take about a tenth of a second, there, too; all models are timed in turn",
         "peak bytes": "weights and what is alive at once beside them for one sample, counted and not measured",
         "train s, with teachers": "a student's own steps and its share of its group's data and teachers; and with the "
-        "training of its teachers",
+        "training of its teachers, and of what it is made of",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdrun.controls import MATCHED
@@ -156,6 +156,7 @@ def _gap(row: Row) -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "role": lambda row: row["role"],
     "model": _who,
+    "made of": lambda row: row.get("origin") or "",
     "experiment": lambda row: row["experiment"],
     "teacher": lambda row: row["teacher"] or "",
     "n": lambda row: str(len(row["values"] or [])),
@@ -189,10 +190,15 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 MAIN = {
-    "role", "model", "experiment", "teacher", "n", "trials", "score %", "gain", f"gain, {CONFIDENCE}", "p", "verdict",
-    "seeds needed", "gap closed %", "left out %", "params", "ms p50 / p95", "protocol",
+    "role", "model", "made of", "experiment", "teacher", "n", "trials", "score %", "gain", f"gain, {CONFIDENCE}", "p",
+    "verdict", "seeds needed", "gap closed %", "left out %", "params", "ms p50 / p95", "protocol",
 }  # fmt: skip
 """The columns that a terminal and a page have room for."""
+
+
+def main_columns(shown: Collection[str]) -> set[str]:
+    """Those, and the bytes where some students are made of others, of the columns that are ``shown``."""
+    return MAIN | {"bytes"} if "made of" in shown else MAIN
 
 
 def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -203,13 +209,11 @@ def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list
     lines = [[show(row) for show in COLUMNS.values()] + [_own_protocol(row, rows)] for row in rows]
     head = [*COLUMNS, "protocol"]
     one_experiment = len({row["experiment"] for row in rows}) == 1
-    kept = [
-        number
-        for number, name in enumerate(head)
-        if any(line[number] for line in lines)
-        and not (name == "experiment" and one_experiment)
-        and (every or name in MAIN)
-    ]
+    filled = {name: number for number, name in enumerate(head) if any(line[number] for line in lines)}
+    if one_experiment:
+        filled.pop("experiment", None)
+    main = main_columns(filled)
+    kept = [number for name, number in filled.items() if every or name in main]
     return [head[number] for number in kept], [[line[number] for number in kept] for line in lines]
 
 
@@ -338,7 +342,9 @@ def _tabular(head: list[str], lines: list[list[str]]) -> list[str]:
     ]
 
 
-TEXT = {"role", "model", "experiment", "teacher", "verdict", "protocol", "student", "method", "against"}
+TEXT = {
+    "role", "model", "made of", "experiment", "teacher", "verdict", "protocol", "student", "method", "against",
+}  # fmt: skip
 """The columns of words."""
 
 

@@ -212,10 +212,13 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
             made.setdefault((row["experiment"], row["model"]), row)
     for (experiment, model), row in made.items():
         origin = by_name.get((experiment, row["origin"]))
-        sentence = f"{f'{experiment}/' * several}{model} is made of {row['origin']}"
-        if row["zeros"] >= MANY_ZEROS:
-            sentence += f"; {row['zeros']:.0%} of its parameters are 0, which saves neither bytes nor time"
+        sentence = f"{f'{experiment}/' * several}{model} is made of {row['origin']}, its control too"
         if origin is not None and origin["bytes"]:
+            as_large = all(row[key] == origin[key] for key in ("bytes", "macs"))
+            if row["zeros"] >= MANY_ZEROS and as_large:
+                sentence += (
+                    f"; {row['zeros']:.0%} of its parameters are 0, which saves neither bytes nor time"
+                )
             sentence += f": {row['bytes']:,} bytes beside {origin['bytes']:,}"
             if row["latency_ms"] and origin["latency_ms"]:
                 here, there = (one["latency_ms"]["p50"] for one in (row, origin))

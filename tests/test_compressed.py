@@ -15,6 +15,8 @@ from kdrun.evaluate import predict
 from kdrun.models import int8
 from kdrun.plan import plan
 from kdrun.registry import MODELS
+from kdrun.report import words
+from kdrun.report.table import cells
 from kdrun.stack import why_not
 from kdrun.store import Store
 from kdrun.store.housekeeping import disposable, entries
@@ -108,9 +110,50 @@ def test_zeros_save_nothing_and_the_table_says_so(trained):
     found = weights(trained[0], "ninety")
     parameters = [array for name, array in found.items() if "running" not in name and "num" not in name]
     assert pruned["zeros"] == sum((a == 0).sum() for a in parameters) / sum(a.size for a in parameters)
-    told = next(r for r in comparison(trained[0], "base")["remarks"] if r.startswith("ninety is made of"))
-    assert "which saves neither bytes nor time" in told
-    assert f"{small['bytes']:,} bytes beside {small['bytes']:,}" in told
+    remarks = comparison(trained[0], "base")["remarks"]
+    told, *others = (
+        r for name in ("ninety", "fewer", "whole") for r in remarks if r.startswith(f"{name} is made")
+    )
+    assert told.startswith(
+        "ninety is made of small/kd, its control too; 89% of its parameters are 0, which saves"
+    )
+    assert f"which saves neither bytes nor time: {small['bytes']:,} bytes beside {small['bytes']:,}" in told
+    assert len(others) == 2 and not any("saves" in other for other in others)
+
+
+def test_zeros_of_what_is_smaller_are_not_said_to_save_nothing():
+    """Whole numbers round to 0, and channels may be taken out of what has zeros: these are smaller all the same."""
+    small = {"experiment": "e", "model": "small", "method": "kd", "origin": None, "bytes": 400, "macs": 90}
+    small |= {"latency_ms": {"p50": 1.0}, "zeros": None}
+    whole = small | {"model": "whole", "origin": "small/kd", "bytes": 100, "zeros": 0.3}
+    fewer = whole | {"model": "fewer", "bytes": 400, "macs": 30}
+    told = [*words._of_compressed([small, whole, fewer])]
+    assert told == [
+        "whole is made of small/kd, its control too: 100 bytes beside 400, 1 ms for one sample beside 1",
+        "fewer is made of small/kd, its control too: 400 bytes beside 400, 1 ms for one sample beside 1",
+    ]
+
+
+def test_the_terminal_shows_what_it_is_made_of_and_its_bytes(trained):
+    compared = comparison(trained[0], "base")
+    rows = [row | {"latency_ms": None, "train_seconds": None, "throughput": None} for row in compared["rows"]]
+    rows = [row | {"train_seconds_all": None} for row in rows]
+    head, lines = cells(rows, every=False)
+    by_name = {line[head.index("model")]: dict(zip(head, line, strict=True)) for line in lines}
+    assert by_name["ninety alone"]["made of"] == "small/kd" and by_name["small alone"]["made of"] == ""
+    assert by_name["whole kd"]["bytes"] < by_name["small kd"]["bytes"]
+    head, _ = cells([row | {"origin": None} for row in rows], every=False)
+    assert not {"bytes", "made of"} & set(head)
+
+
+def test_layers_of_which_nothing_is_left_are_warned_of(tmp_path):
+    ears = Ears()
+    experiment(BASE, tmp_path, "students.ninety.model.share=0.999", "training.epochs=1", console=ears).run()
+    told = [line for line in ears.heard if "prune a smaller share" in line]
+    assert len(told) == 1 and told[0].startswith("ninety/seed 2: all weights of ")
+    state = weights(tmp_path, "ninety")
+    empty = {name for name, array in state.items() if array.ndim > 1 and not array.any()}
+    assert empty and {*told[0].partition("weights of ")[2].partition(" are 0")[0].split(", ")} == empty
 
 
 def test_pruning_what_is_pruned_changes_nothing():
@@ -151,6 +194,13 @@ def test_the_smallest_channels_go():
     left = models.build(of("pruned", small.made_from, structured=True), (4,), 3, 0, origin=small.state_dict())
     assert torch.equal(left.body[0][0].weight, small.body[0][0].weight[[0, 2, 3]])
     assert torch.equal(left.classifier.weight, small.classifier.weight[:, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_a_layer_of_which_no_channel_would_be_left_is_refused_and_not_left_whole(share):
+    with pytest.raises(Mismatch, match=r"of 8 channels of 'body\.0\.0' none would be left") as caught:
+        models.build(of("pruned", {"kind": "cnn", "width": 8}, share=share, structured=True), SHAPE, 3, 0)
+    assert caught.value.key == "share"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +339,12 @@ def test_what_cannot_be_in_int8_is_told(tmp_path):
     asked = experiment(BASE, root, *overrides, console=ears)
     asked.run()
     assert [told for told in ears.heard if "float32" in told] == ["whole: stays in float32: body.0.gru"]
+
+
+def test_parameters_of_the_model_itself_are_told_by_name():
+    _, finished = rounding("vit", SHAPE)
+    own = [name for name, p in finished.named_parameters(recurse=False) if p.ndim > 1]
+    assert int8.told(finished, torch.device("cpu")) == [f"stays in float32: {', '.join(own)}"] and own
 
 
 # --------------------------------------------------------------------------------------------- runs

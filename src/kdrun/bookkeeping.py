@@ -22,7 +22,7 @@ from kdrun.contracts import Dataset, Split
 from kdrun.errors import Problem, StoreError, TrainingError, UsageError, shown
 from kdrun.evaluate import answers, likenesses, paused, scores_of, temperature
 from kdrun.interrupts import Stop
-from kdrun.models import Frozen, int8
+from kdrun.models import Frozen, compressed, int8
 from kdrun.plan import Run
 from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import details
@@ -301,6 +301,9 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
     first = seats[0]
     for seat in seats:
         seat.enrol(teachers)
+    for sentence in dict.fromkeys(map(_emptied, seats)):
+        if sentence:
+            first.console.warn(sentence)
     faculty = Faculty(teachers, first.dataset, store.shelf, first.console)
     faculty.staff({seat.student: seat.run for seat in seats})
     for seat in seats:
@@ -319,6 +322,13 @@ def staff(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], store: Store) -
     for seat in seats:
         if seat.student not in students:
             seat.go_on(None)
+
+
+def _emptied(seat: Seat) -> str:
+    """What is said of a student of which whole layers were pruned."""
+    names = [] if seat.origin is None else compressed.empty_layers(seat.student.model)
+    who, where = f"{seat.run.name}/seed {seat.run.seed}", ", ".join(names)
+    return f"{who}: all weights of {where} are 0: no input passes there; prune a smaller share" * bool(names)
 
 
 def let_go_on(company: Sequence[Seat]) -> None:

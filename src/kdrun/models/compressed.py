@@ -146,6 +146,14 @@ def zero_smallest(model: nn.Module, share: float) -> None:
     _hold_zeros(model)
 
 
+def empty_layers(model: nn.Module) -> list[str]:
+    """The names of the prunable weights that are all 0."""
+    of_interest = {id(weight) for weight in prunable(model)}
+    return [
+        name for name, weight in model.named_parameters() if id(weight) in of_interest and not weight.any()
+    ]
+
+
 def _hold_zeros(model: nn.Module) -> None:
     """Give weights that are 0 no gradient, so that no optimizer moves them."""
     for weight in prunable(model):
@@ -177,6 +185,14 @@ def without_channels(model: Model, share: float, x: Tensor) -> Model:
             hint,
             "structured",
         )
+    for name, layer in model.named_modules():
+        count = (
+            layer.weight.shape[0] if isinstance(layer, nn.Conv2d | nn.Linear) and name != model.head else 0
+        )
+        if count > 1 and int(count * (1 - share)) == 0:  # torch-pruning would leave such a layer whole
+            raise Mismatch(
+                f"of {count} channels of '{name}' none would be left", "write a smaller share", "share"
+            )
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     names = {module: name for name, module in model.named_modules()}
     zeroed, training = copy.deepcopy(model).eval(), model.training

@@ -293,13 +293,13 @@ def told(model: nn.Module, device: torch.device) -> list[str]:
     if not any(isinstance(module, Int8Layer) for module in modules.values()):
         return []
     floats = [
-        name
-        for name, module in modules.items()
-        if not isinstance(module, Int8Layer) and any(p.ndim > 1 for p in module.parameters(recurse=False))
+        layer or name  # of a layer its name, of the model itself those of its parameters
+        for layer, module in modules.items()
+        if not isinstance(module, Int8Layer)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
     ]
-    sentences = [f"stays in float32: {', '.join(name or 'the model itself' for name in floats)}"] * bool(
-        floats
-    )
+    sentences = [f"stays in float32: {', '.join(dict.fromkeys(floats))}"] * bool(floats)
     if not has_kernels(device):
         sentences.append(
             f"its whole numbers are multiplied as floats on {device}: its latency is not that of int8"

@@ -5,7 +5,7 @@ import torch
 
 from kdrun import assembly, evaluate
 from kdrun.plan import plan
-from support import checked, experiment, problems, results, run
+from support import checked, comparison, experiment, problems, results, run
 
 TEXT = """
 name: given
@@ -96,6 +96,17 @@ def test_given_labels_that_say_nothing_are_refused(tmp_path, overrides, words):
     weights.touch()
     found = problems(TEXT, *(one.replace("WEIGHTS", str(weights)) for one in overrides))
     assert words in found, found
+
+
+@pytest.mark.parametrize("other", ["given", "all"])
+def test_the_comparison_says_which_teachers_saw_no_more_than_the_students(tmp_path, other):
+    run(TEXT, tmp_path, f"teachers.other.labels={other}")
+    remarks = comparison(tmp_path, "given")["remarks"]
+    names = {"given": "few and other", "all": "few"}[other]
+    expected = f"trained on what is given to the students: the teachers {names}"
+    assert (expected if other == "given" else expected.replace("teachers", "teacher")) in remarks
+    run(TEXT, tmp_path, "teachers.few.labels=all", "teachers.other.labels=all", "name=all")
+    assert not any("given" in remark for remark in comparison(tmp_path, "all")["remarks"])
 
 
 def test_only_classes_that_are_given_are_taught(tmp_path):

@@ -316,7 +316,8 @@ def _costs_matched(runs: list[Run], config: Config, dataset: Dataset) -> list[Ru
 
     Counted are multiply-accumulates: three passes of the student and of its peers for each sample of a step, one of its
     average where that teaches it, and one of each of its teachers for each view that it is shown; not the losses', nor
-    their adapters', nor what a teacher costs that is fitted at once, since only its samples decide that.
+    their adapters', nor those of samples that a network holds, nor what a teacher costs that is fitted at once, since
+    only its samples decide that.
     """
     matching = [run for run in runs if config.methods[run.method or ALONE].matches_cost]
     try:

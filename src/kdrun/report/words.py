@@ -16,6 +16,8 @@ FEW_SEEDS = 5
 
 MANY_ZEROS = 0.01
 """The share from which it is told that parameters are 0."""
+GIVEN = ("labels_per_class", "transfer_samples", "left_out")
+"""What a protocol says of students, and of those teachers that see what they see."""
 BOTH_NOISES = "seeds and test samples"
 """What the interval of a gain covers where seeds alone would be too few."""
 
@@ -36,7 +38,7 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         left_out = _left_out(_of(rows, experiment, student))
         sentences = [*_of_student(own, alone, of_student), *left_out, *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
-    said += [*_of_ensembles(rows), *_of_compressed(rows), *_of_teachers(rows)]
+    said += [*_of_ensembles(rows), *_of_compressed(rows), *_of_teachers(rows), *_of_given_labels(rows)]
     return [*said, *_tested_in_transfer(rows)]
 
 
@@ -268,6 +270,18 @@ def _of_teachers(rows: Sequence[Row]) -> Iterable[str]:
             f"one training of {listed(names)} taught all seeds: what is said of its students holds for {those} "
             "(`seeds: each` trains one for each seed)"
         )
+
+
+def _of_given_labels(rows: Sequence[Row]) -> Iterable[str]:
+    """Which teachers were trained as students are, where these do not see all."""
+    names = dict.fromkeys(
+        row["model"]
+        for row in rows
+        if row["role"] == "teacher" and row["protocol"] and any(map(row["protocol"].get, GIVEN))
+    )
+    if names:
+        noun = f"teacher{'s' * (len(names) > 1)}"
+        yield f"trained on what is given to the students: the {noun} {listed([*names])}"
 
 
 def _counted(count: int, noun: str) -> str:

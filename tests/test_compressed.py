@@ -134,6 +134,18 @@ def test_zeros_of_what_is_smaller_are_not_said_to_save_nothing():
     ]
 
 
+def test_a_row_that_is_not_finished_says_what_it_is_made_of(tmp_path):
+    run(BASE, tmp_path, methods=[])
+    compared = comparison(tmp_path, "base")
+    made = {
+        (row["model"], row["method"]): row["origin"]
+        for row in compared["rows"]
+        if row["status"] != "finished"
+    }
+    assert made["ninety", "kd"] == made["whole", "kd"] == "small/kd"
+    assert sum("is made of" in remark for remark in compared["remarks"]) == 3
+
+
 def test_the_terminal_shows_what_it_is_made_of_and_its_bytes(trained):
     compared = comparison(trained[0], "base")
     rows = [row | {"latency_ms": None, "train_seconds": None, "throughput": None} for row in compared["rows"]]

@@ -300,6 +300,12 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     _summarise(row, [manifest["scores"] for manifest in manifests])
     row["left_out_recall"] = _left_out_recall(part, [(run["fingerprint"],) for run in done])
     row |= {key: part.costs.get(runs[0]["model"], {}).get(key) for key in COSTS}
+    if (origin := runs[0].get("origin")) is not None:
+        row["origin"] = next(
+            f"{run['name']}/{run['method']}"
+            for run in part.resolved["runs"]
+            if run["fingerprint"] == origin and run["role"] == "student"
+        )
     if manifests:
         first = manifests[0]
         row["train_seconds"] = summary.mean([manifest["train_seconds"] for manifest in manifests])
@@ -307,12 +313,7 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
         row["parameters"] = first["cost"]["parameters"]
         row["macs"] = round(summary.mean([manifest["cost"]["macs"] for manifest in manifests]) or 0)
         row["bytes"] = first["files"]["weights.safetensors"]["bytes"]
-        if (origin := runs[0].get("origin")) is not None:
-            row["origin"] = next(
-                f"{run['name']}/{run['method']}"
-                for run in part.resolved["runs"]
-                if run["fingerprint"] == origin and run["role"] == "student"
-            )
+        if row["origin"] is not None:
             row["zeros"] = first["cost"]["zeros"] / first["cost"]["parameters"]
         row["protocol"] = first["protocol"]
     return row

@@ -210,7 +210,7 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
     by_name = {(row["experiment"], f"{row['model']}/{row['method']}"): row for row in rows}
     made: dict[tuple[str, str], Row] = {}
     for row in rows:
-        if row["origin"]:
+        if row["origin"] and row["bytes"]:
             made.setdefault((row["experiment"], row["model"]), row)
     for (experiment, model), row in made.items():
         origin = by_name.get((experiment, row["origin"]))

@@ -571,3 +571,12 @@ def test_two_that_are_made_of_each_other_are_a_circle():
 def test_what_predicts_by_parts_of_a_loss_is_no_origin():
     told = problems(BASE, "methods=[kd, simkd]", "students.whole.method=simkd")
     assert "predicts by parts of its loss 'simkd'" in told
+
+
+def test_of_an_origin_that_is_wrong_itself_nothing_else_is_said():
+    told = problems(
+        BASE,
+        "students.small={model: {kind: cnn, widht: 8}, resize: 12}",
+        *(f"students.{name}.resize=12" for name in ("fewer", "ninety", "whole")),
+    )
+    assert "unknown key 'widht'" in told and "has to see" not in told

@@ -109,6 +109,11 @@ def test_the_comparison_says_which_teachers_saw_no_more_than_the_students(tmp_pa
     assert not any("given" in remark for remark in comparison(tmp_path, "all")["remarks"])
 
 
+def test_of_a_data_set_that_is_wrong_nothing_else_is_said():
+    told = problems(TEXT, "dataset.noise=none", "training.labelled_share=0.5")
+    assert "dataset.noise" in told and "says nothing" not in told
+
+
 def test_only_classes_that_are_given_are_taught(tmp_path):
     run(TEXT, tmp_path, "dataset.leave_out=[0]", "dataset.labels_per_class=null")
     protocol = results(tmp_path)["teachers/few/seed-0"].manifest["protocol"]

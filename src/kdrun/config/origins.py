@@ -23,6 +23,8 @@ ANY = {"kind": "mlp"}
 """Stands for a model of which nothing is to be said."""
 WITHOUT = ("initial_weights", "pretrained")
 """Options of a model that say where its first weights are from; one that is made of it has those that it ended with."""
+SEEN = ("view", "resize", "normalization")
+"""What decides what a student sees."""
 
 
 def fill_in_origins(data: dict[str, Any], source: Source) -> Iterator[Problem]:
@@ -166,7 +168,7 @@ def _own_problems(
     if issubclass(made_by, Int8):
         words = f"'{student.from_}' is in int8, and whole numbers learn no more"
         yield Problem((*path, "from"), words, "prune first, and make int8 of that")
-    for key in ("view", "resize", "normalization"):
+    for key in SEEN:
         own, its = getattr(student, key), getattr(origin, key)
         if own != its:
             words = f"what is made of '{student.from_}' has to see what that one sees"

@@ -21,7 +21,7 @@ from kdrun.config.mixes import (
     published_methods,
     supervised,
 )
-from kdrun.config.origins import fill_in_origins
+from kdrun.config.origins import SEEN, fill_in_origins
 from kdrun.config.parts import (
     SHORTHANDS,
     AnyDataset,
@@ -122,7 +122,7 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
     A stand-in has its name, which others may refer to, and nothing that could be wrong with it.
     """
     model = registry.MODELS["mlp"].Config(kind="mlp")
-    dataset = registry.DATASETS["digits"].Config(kind="digits", validation=0.5)
+    dataset = registry.DATASETS["digits"].Config(kind="digits", validation=0.5, labels_per_class=1)
     teacher = TeacherConfig.model_construct(model=model, seeds="each")
     student = StudentConfig.model_construct(model=model)
     methods = data.get("methods") if isinstance(data.get("teachers", {}), dict) else None
@@ -131,13 +131,24 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
         seeds=_valid(list[int], data.get("seeds"), []),
         training=_valid(Training, data.get("training", {}), Training()),
         teachers={name: _valid(TeacherConfig, value, teacher) for name, value in _entries(data, "teachers")},
-        students={name: _valid(StudentConfig, value, student) for name, value in _entries(data, "students")},
+        students={
+            name: _valid(StudentConfig, value, student.model_copy(update=_what_is_seen(value)))
+            for name, value in _entries(data, "students")
+        },
         controls=_valid(Controls, data.get("controls", "default"), "default"),
         methods=[
             _valid(MethodConfig, value, MethodConfig.model_construct(name=_name_of(value, number), use="ce"))
             for number, value in enumerate(methods if isinstance(methods, list) else [])
         ],
     )
+
+
+def _what_is_seen(student: object) -> dict[str, Any]:
+    """What a student that breaks its schema sees, as far as that is right: what is made of it has to see the same."""
+    given: dict[str, Any] = student if isinstance(student, dict) else {}
+    seen = {key: value for key, value in given.items() if key in SEEN}
+    valid = _valid(StudentConfig, {"model": {"kind": "mlp"}} | seen, None)
+    return {} if valid is None else {key: getattr(valid, key) for key in SEEN}
 
 
 def _entries(data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun import assembly, bookkeeping, models
+from kdrun import assembly, bookkeeping, compare, models
 from kdrun.errors import Interrupted, Mismatch, TrainingError
 from kdrun.evaluate import predict
 from kdrun.models import int8
 from kdrun.plan import plan
 from kdrun.registry import MODELS
 from kdrun.report import words
+from kdrun.report.page import page
 from kdrun.report.table import cells
 from kdrun.stack import why_not
 from kdrun.store import Store
@@ -114,9 +115,7 @@ def test_zeros_save_nothing_and_the_table_says_so(trained):
     told, *others = (
         r for name in ("ninety", "fewer", "whole") for r in remarks if r.startswith(f"{name} is made")
     )
-    assert told.startswith(
-        "ninety is made of small/kd, its control too; 89% of its parameters are 0, which saves"
-    )
+    assert told.startswith("ninety is made of small/kd; 89% of its parameters are 0, which saves")
     assert f"which saves neither bytes nor time: {small['bytes']:,} bytes beside {small['bytes']:,}" in told
     assert len(others) == 2 and not any("saves" in other for other in others)
 
@@ -129,8 +128,8 @@ def test_zeros_of_what_is_smaller_are_not_said_to_save_nothing():
     fewer = whole | {"model": "fewer", "bytes": 400, "macs": 30}
     told = [*words._of_compressed([small, whole, fewer])]
     assert told == [
-        "whole is made of small/kd, its control too: 100 bytes beside 400, 1 ms for one sample beside 1",
-        "fewer is made of small/kd, its control too: 400 bytes beside 400, 1 ms for one sample beside 1",
+        "whole is made of small/kd: 100 bytes beside 400, 1 ms for one sample beside 1",
+        "fewer is made of small/kd: 400 bytes beside 400, 1 ms for one sample beside 1",
     ]
 
 
@@ -166,6 +165,14 @@ def test_layers_of_which_nothing_is_left_are_warned_of(tmp_path):
     state = weights(tmp_path, "ninety")
     empty = {name for name, array in state.items() if array.ndim > 1 and not array.any()}
     assert empty and {*told[0].partition("weights of ")[2].partition(" are 0")[0].split(", ")} == empty
+
+
+def test_that_alone_starts_from_a_taught_student_is_said(trained):
+    compared = compare.comparison(compare.materials(Store(trained[0]), ["base"]))
+    told = "fewer, ninety and whole start from what a teacher has taught, alone, too, which has none from there on"
+    assert told in compared["remarks"]
+    cost = "and with the training of its teachers, and of what it is made of"
+    assert cost in page(compared, [], {}, {})
 
 
 def test_pruning_what_is_pruned_changes_nothing():
@@ -339,6 +346,11 @@ def test_a_device_without_such_sums_is_told():
     _, finished = rounding("cnn", SHAPE)
     assert int8.told(finished, torch.device("cpu")) == []
     assert "its latency is not that of int8" in int8.told(finished, torch.device("meta"))[0]
+
+
+def test_what_a_model_has_beside_its_layers_is_told_by_name():
+    _, finished = rounding("vit", SHAPE)
+    assert int8.told(finished, torch.device("cpu")) == ["stays in float32: class_token, positions"]
 
 
 def test_what_cannot_be_in_int8_is_told(tmp_path):

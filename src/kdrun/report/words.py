@@ -212,9 +212,12 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
     for row in rows:
         if row["origin"] and row["bytes"]:
             made.setdefault((row["experiment"], row["model"]), row)
+    taught = []
     for (experiment, model), row in made.items():
         origin = by_name.get((experiment, row["origin"]))
-        sentence = f"{f'{experiment}/' * several}{model} is made of {row['origin']}, its control too"
+        name = f"{f'{experiment}/' * several}{model}"
+        taught += [name] * bool(origin and origin["teacher"])
+        sentence = f"{name} is made of {row['origin']}"
         if origin is not None and origin["bytes"]:
             as_large = all(row[key] == origin[key] for key in ("bytes", "macs"))
             if row["zeros"] >= MANY_ZEROS and as_large:
@@ -226,6 +229,9 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
                 here, there = (one["latency_ms"]["p50"] for one in (row, origin))
                 sentence += f", {here:.3g} ms for one sample beside {there:.3g}"
         yield sentence
+    if taught:
+        start = "start" if len(taught) > 1 else "starts"
+        yield f"{listed(taught)} {start} from what a teacher has taught, alone, too, which has none from there on"
 
 
 def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> str:

@@ -122,7 +122,15 @@ def test_zeros_save_nothing_and_the_table_says_so(trained):
 
 def test_zeros_of_what_is_smaller_are_not_said_to_save_nothing():
     """Whole numbers round to 0, and channels may be taken out of what has zeros: these are smaller all the same."""
-    small = {"experiment": "e", "model": "small", "method": "kd", "origin": None, "bytes": 400, "macs": 90}
+    small = {
+        "experiment": "e",
+        "model": "small",
+        "method": "kd",
+        "origin": None,
+        "bytes": 400,
+        "macs": 90,
+        "teacher": None,
+    }
     small |= {"latency_ms": {"p50": 1.0}, "zeros": None}
     whole = small | {"model": "whole", "origin": "small/kd", "bytes": 100, "zeros": 0.3}
     fewer = whole | {"model": "fewer", "bytes": 400, "macs": 30}

@@ -177,8 +177,8 @@ def test_layers_of_which_nothing_is_left_are_warned_of(tmp_path):
 
 def test_that_alone_starts_from_a_taught_student_is_said(trained):
     compared = compare.comparison(compare.materials(Store(trained[0]), ["base"]))
-    told = "fewer, ninety and whole start from what a teacher has taught, alone, too, which has none from there on"
-    assert told in compared["remarks"]
+    told = "fewer, ninety and whole start from what a teacher has taught, and alone, too: "
+    assert told + "that row has no teacher from there on" in compared["remarks"]
     cost = "and with the training of its teachers, and of what it is made of"
     assert cost in page(compared, [], {}, {})
 

@@ -231,7 +231,8 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
         yield sentence
     if taught:
         start = "start" if len(taught) > 1 else "starts"
-        yield f"{listed(taught)} {start} from what a teacher has taught, alone, too, which has none from there on"
+        words = "from what a teacher has taught, and alone, too: that row has no teacher from there on"
+        yield f"{listed(taught)} {start} {words}"
 
 
 def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> str:

@@ -352,7 +352,7 @@ def _stages(net: nn.Module, outputs: dict[str, Tensor], head: str) -> tuple[str,
     if all(name in outputs for name in layers):
         return layers
     ends = _last_of_each_size(net, outputs, head)
-    tokens = _token_blocks(net, outputs, head, after=ends[-1:])
+    tokens = _token_blocks(outputs, head, after=ends[-1:])
     if len(tokens) > len(ends):
         return tokens
     channels_last = ends and outputs[ends[0]].shape[3] < outputs[ends[-1]].shape[3]
@@ -390,14 +390,13 @@ def _nearest(module: nn.Module, prefix: str, outputs: dict[str, Tensor]) -> Iter
         yield from [(name, child)] if name in outputs else _nearest(child, f"{name}.", outputs)
 
 
-def _token_blocks(net: nn.Module, outputs: dict[str, Tensor], head: str, after: list[str]) -> tuple[str, ...]:
-    """The longest row of siblings with parts of their own that give tokens (B, T, D), once the maps have ended."""
+def _token_blocks(outputs: dict[str, Tensor], head: str, after: list[str]) -> tuple[str, ...]:
+    """The longest row of siblings that give tokens (B, T, D), once the maps have ended."""
     order = list(outputs)
     rows: dict[str, list[str]] = {}
     for name in order[max((order.index(end) + 1 for end in after), default=0) :]:
         parent = name.rpartition(".")[0]
-        has_parts = any(net.get_submodule(name).children())
-        if has_parts and outputs[name].ndim == 3 and not head.startswith(f"{parent}."):
+        if outputs[name].ndim == 3 and not head.startswith(f"{parent}."):
             rows.setdefault(parent, []).append(name)
     longest: list[str] = max(rows.values(), key=len, default=[])
     return tuple(longest)

@@ -5,6 +5,7 @@ Jacob et al., "Quantization and Training of Neural Networks for Efficient Intege
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ class Kernel(NamedTuple):
     zero: int
 
 
-class Int8Layer(nn.Module):
+class Int8Layer(nn.Module, ABC):
     """A finished layer: whole numbers as weights, whole numbers as what its inputs are rounded to.
 
     ``weight`` is int8, ``scale`` (O,), ``bias`` (O,), ``input_scale`` () and ``zero`` () float32. On a CPU oneDNN
@@ -169,8 +170,8 @@ class Int8Layer(nn.Module):
         whole = (x / scale).round_().add_(zero).clamp_(0, INPUTS_TO).sub_(zero)
         with torch.autocast(x.device.type, enabled=False):  # which would round the sums
             said = self.multiplied(whole, self.weight.float())
-        said = said * self.beside(self.scale.float() * scale, said)
-        return said if bias is None else said + self.beside(bias.float(), said)
+        said = said * self.beside(self.scale.float() * scale)
+        return said if bias is None else said + self.beside(bias.float())
 
     def _of_bytes(self, x: Tensor) -> Tensor:
         if self._kernel is None:
@@ -182,21 +183,21 @@ class Int8Layer(nn.Module):
         whole = (x / kernel.input_scale).round_().add_(kernel.zero).clamp_(0, INPUTS_TO).to(torch.uint8)
         return self.asked(kernel, whole)
 
+    @abstractmethod
     def multiplied(self, whole: Tensor, weight: Tensor) -> Tensor:
         """The layer without scale and bias, of whole numbers in float32."""
-        raise NotImplementedError
 
-    def beside(self, of_outputs: Tensor, said: Tensor) -> Tensor:
+    @abstractmethod
+    def beside(self, of_outputs: Tensor) -> Tensor:
         """A number for each output (O,), in a shape that goes with the layer's outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def packed(self, input_scale: float, zero: int) -> Tensor:
         """The weights as oneDNN wants them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def asked(self, kernel: Kernel, whole: Tensor) -> Tensor:
         """What oneDNN says of bytes."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is packed, which cannot be copied."""
@@ -218,7 +219,7 @@ class Int8Linear(Int8Layer):
         """(B, …, I) → (B, …, O)."""
         return F.linear(whole, weight)
 
-    def beside(self, of_outputs: Tensor, said: Tensor) -> Tensor:
+    def beside(self, of_outputs: Tensor) -> Tensor:
         """Outputs are the last dimension."""
         return of_outputs
 
@@ -247,7 +248,7 @@ class Int8Conv2d(Int8Layer):
         """(B, I, H, W) → (B, O, H', W')."""
         return F.conv2d(whole, weight, None, *self._form)
 
-    def beside(self, of_outputs: Tensor, said: Tensor) -> Tensor:
+    def beside(self, of_outputs: Tensor) -> Tensor:
         """Outputs are the channels."""
         return of_outputs[:, None, None]
 

@@ -1,0 +1,210 @@
+"""Environments that agents act in, and the episodes that are played there, each by a seed of its own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from kdrun.errors import DataError, did_you_mean, shown
+from kdrun.randomness import derive
+from kdrun.schema import Schema
+
+RL_EXTRA = "gymnasium is not installed; pip install 'kdrun[rl]'"
+
+Purpose = Literal["test", "validation", "recorded", "training"]
+PURPOSES: Final[tuple[Purpose, ...]] = ("test", "validation", "recorded", "training")
+"""What an episode may be for; no seed is for two of them."""
+MOST_SEED = 2**31
+"""Gymnasium takes any, other libraries no more."""
+
+FRAMES, FRAME_WIDTH, FRAME_COLOURS, FRAME_SECONDS = 120, 240, 32, 0.05
+"""Of a film: its pictures at most, their width in pixels, their colours, and how long each is shown."""
+
+
+class EnvironmentConfig(Schema):
+    """An environment of gymnasium with discrete actions and observations that are rows of numbers."""
+
+    env: str = Field(pattern=r"^[\w/.-]+$")
+    """its id, as `CartPole-v1`; one that is registered, by gymnasium or by a plugin"""
+    options: dict[str, bool | int | float | str | None] = {}
+    """what it is made with: `{max_episode_steps: 200}`"""
+    physics: dict[str, float] = {}
+    """numbers of it that are others than usual, as its code calls them: `{length: 1.0, gravity: 15}`"""
+
+
+NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "CartPole": (
+        ("cart position (m)", "cart velocity (m/s)", "pole angle (rad)", "pole angular velocity (rad/s)"),
+        ("push left", "push right"),
+    ),
+    "Acrobot": (
+        (
+            "cos of angle 1",
+            "sin of angle 1",
+            "cos of angle 2",
+            "sin of angle 2",
+            "angular velocity 1 (rad/s)",
+            "angular velocity 2 (rad/s)",
+        ),
+        ("torque -1", "torque 0", "torque +1"),
+    ),
+    "MountainCar": (("position", "velocity (per step)"), ("push left", "coast", "push right")),
+    "LunarLander": (
+        ("x", "y", "velocity x", "velocity y", "angle (rad)", "angular velocity", "left leg", "right leg"),
+        ("nothing", "left engine", "main engine", "right engine"),
+    ),
+}
+"""What the numbers and actions of known environments are called, by the id without its version."""
+
+
+class Episode(NamedTuple):
+    """What happened from a reset to the end: T steps, of which each has the observation before it.
+
+    ``observations`` (T, F) float32, ``actions`` (T,) int64, ``rewards`` (T,) float64, the observation ``last`` (F,)
+    after all of them; it is ``terminated`` where the environment ended it, and cut off by the limit of time where not.
+    """
+
+    seed: int
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    last: np.ndarray
+    terminated: bool
+
+    def __len__(self) -> int:
+        """Its steps."""
+        return len(self.actions)
+
+
+Act = Callable[[np.ndarray, Sequence[int]], np.ndarray]
+"""Actions (B,) for observations (B, F), of episodes whose seeds are given in their order."""
+
+
+def opened(config: EnvironmentConfig, render: bool = False) -> Any:
+    """The environment; raises ``DataError`` where there is none, or none that a policy can be distilled for."""
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise DataError(f"dataset.kind: {RL_EXTRA}") from error
+    how: dict[str, Any] = config.options | ({"render_mode": "rgb_array"} if render else {})
+    try:
+        made = gymnasium.make(config.env, disable_env_checker=True, **how)
+    except gymnasium.error.UnregisteredEnv as error:
+        near = did_you_mean(config.env, gymnasium.registry, list_all=False)
+        hint = near or "write an id as `CartPole-v1`, or name the plugin that registers it"
+        raise DataError(f"dataset.env: there is no environment '{config.env}'; {hint}") from error
+    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
+        raise DataError(f"dataset.env: '{config.env}' cannot be made: {shown(error, 300)}") from error
+    _demand_form(made, config.env)
+    _change(made.unwrapped, config.physics)
+    return made
+
+
+def _demand_form(made: Any, name: str) -> None:
+    from gymnasium.spaces import Box, Discrete
+
+    if not isinstance(made.action_space, Discrete):
+        raise DataError(
+            f"dataset.env: the actions of '{name}' are {shown(made.action_space)}, and only policies that choose one "
+            "of several actions can be distilled; name another environment"
+        )
+    space = made.observation_space
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        raise DataError(
+            f"dataset.env: the observations of '{name}' are {shown(space)}, and rows of numbers are needed; name "
+            "another environment"
+        )
+
+
+def _change(bare: Any, physics: Mapping[str, float]) -> None:
+    """Give an environment other numbers; what CartPole reckons of them when it is made is reckoned again."""
+    known = [name for name in dir(bare) if not name.startswith("_") and _is_number(getattr(bare, name, None))]
+    for name, value in physics.items():
+        if name not in known:
+            raise DataError(
+                f"dataset.physics.{name}: the environment has no such number; {did_you_mean(name, known)}"
+            )
+        setattr(bare, name, value)
+    if hasattr(bare, "polemass_length"):
+        bare.total_mass = bare.masspole + bare.masscart
+        bare.polemass_length = bare.masspole * bare.length
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def seed_of(purpose: Purpose, *what: str | int) -> int:
+    """The seed of an episode: what it is for decides the remainder, so that no two purposes share one."""
+    kinds = len(PURPOSES)
+    return derive(0, purpose, *what) % (MOST_SEED // kinds) * kinds + PURPOSES.index(purpose)
+
+
+def play(
+    config: EnvironmentConfig, act: Act, seeds: Sequence[int], pause: Callable[[], None] = lambda: None
+) -> list[Episode]:
+    """An episode of each seed, all at once, so that a policy is asked about a batch; ``pause`` is called at each step.
+
+    Gymnasium's own vectors of environments begin the next episode by themselves, and then only the first has a seed.
+    """
+    environments = [opened(config) for _ in seeds]
+    now = [
+        np.asarray(one.reset(seed=seed)[0], np.float32) for one, seed in zip(environments, seeds, strict=True)
+    ]
+    first = int(getattr(environments[0].action_space, "start", 0)) if environments else 0
+    tracks: list[list[tuple[np.ndarray, int, float]]] = [[] for _ in seeds]
+    terminated = [False] * len(seeds)
+    running = list(range(len(seeds)))
+    while running:
+        pause()
+        chosen = act(np.stack([now[place] for place in running]), [seeds[place] for place in running])
+        going = []
+        for place, action in zip(running, chosen.tolist(), strict=True):
+            seen, reward, ended, cut, _ = environments[place].step(action + first)
+            tracks[place].append((now[place], action, float(reward)))
+            now[place], terminated[place] = np.asarray(seen, np.float32), bool(ended)
+            if not (ended or cut):
+                going.append(place)
+        running = going
+    for one in environments:
+        one.close()
+    parts = [[np.array(part) for part in zip(*track, strict=True)] for track in tracks]
+    return [
+        Episode(seed, seen, actions, rewards, last, ended)
+        for seed, (seen, actions, rewards), last, ended in zip(seeds, parts, now, terminated, strict=True)
+    ]
+
+
+def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
+    """An episode as a GIF, of evenly chosen pictures; None where the environment cannot be looked at."""
+    try:
+        made = opened(config, render=True)
+        seen = np.asarray(made.reset(seed=seed)[0], np.float32)
+        pictures, done = [made.render()], False
+        while not done:
+            [action] = act(seen[None], [seed]).tolist()
+            after, _, ended, cut, _ = made.step(action + int(made.action_space.start))
+            seen, done = np.asarray(after, np.float32), bool(ended or cut)
+            pictures.append(made.render())
+    except (DataError, ImportError, NotImplementedError, RuntimeError):
+        return None
+    made.close()
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).round().astype(int))
+    frames = [_small(pictures[place]) for place in chosen]
+    seconds = FRAME_SECONDS * 1000
+    file = io.BytesIO()
+    frames[0].save(
+        file, "GIF", save_all=True, append_images=frames[1:], duration=seconds, loop=0, optimize=True
+    )
+    return file.getvalue()
+
+
+def _small(picture: np.ndarray) -> Image.Image:
+    whole = Image.fromarray(picture)
+    height = round(whole.height * FRAME_WIDTH / whole.width)
+    return whole.resize((FRAME_WIDTH, height)).quantize(FRAME_COLOURS)

@@ -33,7 +33,7 @@ class Difference:
     """A mean difference with its interval and p-value.
 
     ``spread`` is the standard deviation of the differences over seeds; with one seed there is none, and interval and
-    p-value cover the noise of the test samples only.
+    p-value cover the noise of the test samples, or episodes, only.
     """
 
     mean: float
@@ -44,7 +44,7 @@ class Difference:
 
 
 def over_seeds(differences: Sequence[float], step: float) -> Difference:
-    """The paired t-test of at least two differences of scores, which a test sample can change by ``step``.
+    """The paired t-test of at least two differences of scores, which a test sample or episode can change by ``step``.
 
     Scores come in steps, and rounding to them alone spreads a difference by step/√6: the spread is taken for no less,
     or three seeds that happen to differ by the same few samples would prove anything.

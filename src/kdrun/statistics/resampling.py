@@ -1,42 +1,91 @@
-"""Resamples of seeds and test samples together, drawn once for all runs of a comparison."""
+"""Resamples of seeds and of what runs are scored on, drawn once for all runs of a comparison."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdrun.statistics.inference import LEVEL, Difference, Interval
+from kdrun.statistics.returns import Returns
 from kdrun.statistics.scores import METRICS, Counts, Labels, accuracy
 
 RESAMPLES = 2000
 BLOCKS = 20
 """Of resamples that are counted at once: so many that they take little memory."""
+ROUNDING = 1e-12
+"""By which equal numbers may differ that were added up in another order; of numbers over 1, that share of them."""
 
 
-class Resamples:
-    """Resamples of one test set and of the seeds of its runs.
+class Resampling(ABC):
+    """Resamples of N cases on which all runs are scored, and of the seeds of these runs.
 
-    The same samples are drawn for all runs, and the same seeds for both runs of a pair, so that what they have in
-    common cancels out.
+    The same cases are drawn for all runs, and the same seeds for both runs of a pair, so that what they have in common
+    cancels out. Of each run are given its ``outcomes`` (N,), of which its score is made.
     """
 
-    def __init__(self, labels: Labels, metric: str, seed: int = 0) -> None:
-        self._labels, self._metric = labels, METRICS[metric]
-        draw, size = np.random.default_rng(seed), len(labels)
+    def __init__(self, size: int, seed: int = 0) -> None:
+        draw = np.random.default_rng(seed)
         self._times = np.empty((RESAMPLES, size), np.uint8)
         for times in self._times:
             times[:] = np.bincount(draw.integers(size, size=size), minlength=size)
         self._seed = seed
         self._scores: dict[bytes, NDArray[np.float64]] = {}
 
-    def scores(self, predicted: Labels) -> NDArray[np.float64]:
-        """The metric of one run's predictions (N,) on every resample of the test set; reckoned once."""
-        known = predicted.tobytes()
+    def scores(self, outcomes: NDArray[Any]) -> NDArray[np.float64]:
+        """The score (R,) of one run on every resample of the cases; reckoned once."""
+        known = outcomes.tobytes()
         if known not in self._scores:
-            self._scores[known] = self._reckoned(predicted)
+            self._scores[known] = self._reckoned(outcomes)
         return self._scores[known]
+
+    @abstractmethod
+    def _reckoned(self, outcomes: NDArray[Any]) -> NDArray[np.float64]: ...
+
+    def interval(
+        self, first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]]
+    ) -> Interval:
+        """The percentile interval of two methods' mean difference, from each run's ``scores``, paired by seed."""
+        return self.of_mean([own - other for own, other in zip(first, second, strict=True)])
+
+    def of_mean(self, runs: Sequence[NDArray[np.float64]]) -> Interval:
+        """The percentile interval of the mean over seeds, from each run's ``scores``."""
+        found, count = np.stack(runs, axis=1), len(runs)
+        seeds = np.random.default_rng((self._seed, count)).integers(count, size=(RESAMPLES, count))
+        means = np.take_along_axis(found, seeds, axis=1).mean(axis=1)
+        low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+        return float(low), float(high)
+
+    def difference(self, first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> Difference:
+        """Two methods' mean difference, by their outcomes, paired by seed: the noise of the cases, not of the seeds.
+
+        Its interval over resamples of the cases, and its p-value: that of swapping all outcomes of each case by chance,
+        which for the accuracy of single runs is McNemar's. The interval does not come from it: close to the level one
+        may say what the other does not.
+        """
+        swapped = self._swapped(first, second)
+        found = float(swapped[0])
+        close = ROUNDING * max(1.0, float(np.abs(swapped).max()))
+        as_far = int((np.abs(swapped[1:]) >= abs(found) - close).sum())
+        pairs = zip(first, second, strict=True)
+        means = np.mean([self.scores(own) - self.scores(other) for own, other in pairs], axis=0)
+        low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+        return Difference(found, (float(low), float(high)), (1 + as_far) / (1 + RESAMPLES), None, 1)
+
+    @abstractmethod
+    def _swapped(self, first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """The mean difference as it is, and where chance has swapped outcomes (1 + R,)."""
+
+
+class Resamples(Resampling):
+    """Resamples of one test set, scored by a metric of the classes that its samples are taken for."""
+
+    def __init__(self, labels: Labels, metric: str, seed: int = 0) -> None:
+        super().__init__(len(labels), seed)
+        self._labels, self._metric = labels, METRICS[metric]
 
     def _reckoned(self, predicted: Labels) -> NDArray[np.float64]:
         right = predicted == self._labels
@@ -51,37 +100,8 @@ class Resamples:
         )
         return self._metric(Counts(*np.hsplit(counts.astype(np.float64), 3)))
 
-    def interval(
-        self, first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]]
-    ) -> Interval:
-        """The percentile interval of two methods' mean difference, from each run's ``scores``, paired by seed."""
-        differences = np.stack(first, axis=1) - np.stack(second, axis=1)
-        count = differences.shape[1]
-        seeds = np.random.default_rng((self._seed, count)).integers(count, size=(RESAMPLES, count))
-        means = np.take_along_axis(differences, seeds, axis=1).mean(axis=1)
-        low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
-        return float(low), float(high)
-
-    def difference(self, first: Sequence[Labels], second: Sequence[Labels]) -> Difference:
-        """Two methods' mean difference in any metric, paired by seed: the noise of the test samples, not of the seeds.
-
-        Its interval over resamples of the test set, and its p-value: that of swapping all predictions of each sample by
-        chance, which for the accuracy of single runs is McNemar's. The interval does not come from it: close to the
-        level one may say what the other does not.
-        """
-        swapped = self._swapped(first, second)
-        found = float(swapped[0])
-        as_far = int((np.abs(swapped[1:]) >= abs(found) - 1e-12).sum())
-        pairs = zip(first, second, strict=True)
-        means = np.mean([self.scores(own) - self.scores(other) for own, other in pairs], axis=0)
-        low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
-        return Difference(found, (float(low), float(high)), (1 + as_far) / (1 + RESAMPLES), None, 1)
-
     def _swapped(self, first: Sequence[Labels], second: Sequence[Labels]) -> NDArray[np.float64]:
-        """The mean difference as it is, and where chance has swapped predictions (1 + R,).
-
-        A swap moves counts from one run to the other, and none where both say the same.
-        """
+        """A swap moves counts from one run to the other, and none where both say the same."""
         differs = np.any([own != other for own, other in zip(first, second, strict=True)], axis=0)
         swaps = np.random.default_rng((self._seed, 1)).integers(
             2, size=(1 + RESAMPLES, int(differs.sum())), dtype=np.uint8
@@ -112,3 +132,23 @@ class Resamples:
                 )
             )
         return np.asarray(scores[0] - scores[1])
+
+
+class ResampledEpisodes(Resampling):
+    """Resamples of evaluation episodes, scored by their mean return.
+
+    A p-value is that of a sign-flip test: it takes for granted that two equal agents could have had each other's return
+    in any episode, and nothing of how returns are distributed. Episodes in which they are equal say nothing.
+
+    Source: Fisher, "The Design of Experiments", 1935, section 21.
+    """
+
+    def _reckoned(self, returns: Returns) -> NDArray[np.float64]:
+        return np.asarray(self._times @ returns / len(returns))
+
+    def _swapped(self, first: Sequence[Returns], second: Sequence[Returns]) -> NDArray[np.float64]:
+        differences = np.mean([own - other for own, other in zip(first, second, strict=True)], axis=0)
+        size = 1 + RESAMPLES, len(differences)
+        signs = 1 - 2 * np.random.default_rng((self._seed, 1)).integers(2, size=size, dtype=np.int8)
+        signs[0] = 1
+        return np.asarray(signs @ differences / len(differences))

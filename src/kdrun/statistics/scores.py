@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
 Shares = NDArray[np.float64]
-Metric = Literal["accuracy", "balanced-accuracy", "macro-f1", "recall@1"]
+Metric = Literal["accuracy", "balanced-accuracy", "macro-f1", "recall@1", "return"]
 RECALL: Final = "recall@1"
 """The metric of embeddings: the share of samples whose nearest other one is of their class. The others are of logits.
 
 Source: Jégou, Douze, Schmid, "Product Quantization for Nearest Neighbor Search", 2011; of classes that nobody saw in
 training: Oh Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", 2016.
 """
+RETURN: Final = "return"
+"""The metric of agents: the mean, over evaluation episodes, of the sum of an episode's rewards. Any number."""
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:
@@ -71,7 +73,7 @@ OF_CLASSES: dict[str, Callable[[Counts], Shares]] = {
 }
 """What predicted classes may be scored by, each from the counts of labels and predictions; one score a row of them."""
 METRICS = OF_CLASSES | {RECALL: accuracy}
-"""What a data set may be scored by; what is retrieved for a sample stands in the place of what it is taken for."""
+"""What samples may be scored by; what is retrieved for a sample stands in the place of what it is taken for."""
 
 
 def score(metric: str, predicted: Labels, labels: Labels) -> float:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, m
 
 from kdrun.controls import ALONE
 from kdrun.errors import DamagedError, shown
-from kdrun.statistics.scores import RECALL, Metric
+from kdrun.statistics.scores import RECALL, RETURN, Metric
 
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]*"
 Word = Annotated[str, Field(pattern=f"^{WORD}$")]
@@ -43,7 +43,7 @@ class File(Form):
 
 
 class Scores(Form):
-    """Every metric of classes, or that of embeddings, or both, and others."""
+    """Every metric of classes, or that of embeddings or of agents, or of these two kinds, and others."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Number]
@@ -52,10 +52,12 @@ class Scores(Form):
     balanced_accuracy: Share | None = Field(default=None, alias="balanced-accuracy")
     macro_f1: Share | None = Field(default=None, alias="macro-f1")
     recall: Share | None = Field(default=None, alias=RECALL)
+    return_: Number | None = Field(default=None, alias=RETURN)
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.recall is None and None in (self.accuracy, self.balanced_accuracy, self.macro_f1):
+        of_classes = self.accuracy, self.balanced_accuracy, self.macro_f1
+        if self.recall is None and self.return_ is None and None in of_classes:
             raise ValueError("a metric is missing")
         return self
 
@@ -69,10 +71,11 @@ class Likeness(Form):
 
 
 class Likenesses(Form):
-    """The same on both splits."""
+    """The same on both splits, and on the states that an agent itself visits."""
 
     train: Likeness
     test: Likeness
+    own: Likeness | None = None
 
 
 class Details(Form):

@@ -40,6 +40,12 @@ from kdrun.store.shelf import Shelf
 
 FOLDS, RULES = "folds.safetensors", "rules.json"
 """What a model that was fitted at once may have stored besides: those of its folds, and a tree as rules."""
+EPISODE = "episode.gif"
+"""What an agent may have stored besides: one of its evaluation episodes."""
+GIF = (b"GIF87a", b"GIF89a")
+"""How such a file begins."""
+EPISODES = {"returns": np.float64, "lengths": np.int64, "truncated": np.bool_}
+"""What predictions hold of an agent's evaluation episodes, and of which type."""
 DEPTH = 6
 """Of the folders below that of all runs: ``EXPERIMENT/students/STUDENT/METHOD/seed-0/checkpoint-9``."""
 
@@ -77,10 +83,12 @@ class Result:
     def predictions(self) -> dict[str, np.ndarray]:
         """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``.
 
-        And the classes (N,) that are ``retrieved``, where the embeddings were scored.
+        And the classes (N,) that are ``retrieved``, where the embeddings were scored; of an agent's E evaluation
+        episodes the ``returns`` (E,) float64, ``lengths`` (E,) int64, and which are ``truncated`` (E,) bool.
         """
         arrays: dict[str, np.ndarray] = self._read("predictions.npz", _arrays)
-        samples = self.manifest["protocol"]["test_samples"]
+        tested = self.manifest["protocol"]["test_samples"]
+        samples = arrays["labels"].size if "returns" in arrays else tested
         details = self.manifest["details"]
         classes = len(details["classes"])
         logits = arrays["logits"]
@@ -91,11 +99,19 @@ class Result:
             found = arrays[name]
             if found.dtype.kind != "i" or found.shape != (samples,) or not set(found) <= set(range(classes)):
                 raise foreign(self.folder / "predictions.npz", f"{name} {found.shape} {found.dtype}")
+        for name, kind in EPISODES.items() if "returns" in arrays else ():
+            found = arrays[name]
+            if found.dtype != kind or found.shape != (tested,) or not np.isfinite(found).all():
+                raise foreign(self.folder / "predictions.npz", f"{name} {found.shape} {found.dtype}")
         return arrays
 
     def rules(self) -> dict[str, Any] | None:
         """A tree's rules; None for anything else. Raises ``DamagedError``."""
         return read_json(self.folder / RULES) if RULES in self.manifest["files"] else None
+
+    def episode(self) -> bytes | None:
+        """A recorded episode as a GIF; None where none was recorded. Raises ``DamagedError``."""
+        return self._read(EPISODE, _gif) if EPISODE in self.manifest["files"] else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The training's log, a line an epoch; raises ``DamagedError``."""
@@ -113,8 +129,16 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
         if sum(entry.file_size for entry in archive.infolist()) > len(data):
             raise ValueError("it is packed")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        wanted = ("logits", "labels", "index", *(["retrieved"] if "retrieved" in arrays else []))
+        wanted = ["logits", "labels", "index"] + ["retrieved"] * ("retrieved" in arrays)
+        wanted += EPISODES if "returns" in arrays else []
         return {name: arrays[name] for name in wanted}
+
+
+def _gif(data: bytes) -> bytes:
+    """The same; raises ``ValueError`` where it is no GIF."""
+    if not data.startswith(GIF):
+        raise ValueError("it is no GIF")
+    return data
 
 
 class Workplace:

@@ -271,7 +271,8 @@ def compare(
     bootstrap: Annotated[
         bool,
         typer.Option(
-            "--bootstrap", help="Also an interval from resamples of seeds and test samples together."
+            "--bootstrap",
+            help="Also an interval from resamples of seeds and test samples (episodes) together.",
         ),
     ] = False,
     mixed: Annotated[
@@ -377,13 +378,9 @@ def tune(
     if json_:
         print(json.dumps(told, indent=1))
         return
-    from kdrun.report.table import tuning_cells
+    from kdrun.report.table import tuning_cells, tuning_heading
 
-    heading = (
-        f"{told['name']}: {told['trials']} trials each, by seed {told['seed']}; "
-        f"{told['metric']} in % on the validation share"
-    )
-    print_table(heading, *tuning_cells(told["chosen"]), keys=2)
+    print_table(tuning_heading(told), *tuning_cells(told["chosen"], told["metric"]), keys=2)
     _note(f"next: kdrun compare {' '.join(told['configs'])}", quiet)
 
 

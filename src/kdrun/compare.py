@@ -15,10 +15,11 @@ import numpy as np
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import StoreError
 from kdrun.report import table
-from kdrun.report.words import BOTH_NOISES, remarks
-from kdrun.statistics import cascades, inference, scores, summary
+from kdrun.report.scales import Scale, scale_of
+from kdrun.report.words import remarks
+from kdrun.statistics import cascades, inference, returns, scores, summary
 from kdrun.statistics.inference import Difference
-from kdrun.statistics.resampling import Resamples
+from kdrun.statistics.resampling import ResampledEpisodes, Resamples, Resampling
 from kdrun.store import Result, Store, read_json
 from kdrun.store.files import write_text
 from kdrun.store.forms import foreign
@@ -30,6 +31,7 @@ KEYS = [
     "values",
     "mean",
     "std",
+    "interval",
     "gain",
     "gain_interval",
     "gain_covers",
@@ -43,6 +45,7 @@ KEYS = [
     "against",
     "agreement",
     "agreement_train",
+    "agreement_own",
     "copied_errors",
     "left_out_recall",
     "kl_to_teacher",
@@ -68,8 +71,16 @@ KEYS = [
 """What a row holds besides role, model and method; null where it does not apply or is not known yet."""
 COSTS = ["latency_ms", "throughput", "peak_memory_bytes"]
 SCORES = ["nll", "brier", "ece", "ece_scaled"]
-LIKENESS = {"agreement": "test", "agreement_train": "train", "copied_errors": "test", "kl_to_teacher": "test"}
-"""How alike a student and its teachers are, and on which samples."""
+LIKENESS = {
+    "agreement": ("test", "agreement"),
+    "agreement_train": ("train", "agreement"),
+    "agreement_own": ("own", "agreement"),
+    "copied_errors": ("test", "copied_errors"),
+    "kl_to_teacher": ("test", "kl_to_teacher"),
+}
+"""How alike a student and its teachers are: on which samples, and which figure of these. Its own are an agent's."""
+OUTCOMES = {scores.RECALL: "retrieved", scores.RETURN: "returns"}
+"""What of a run's predictions its score is made of, where that is not the classes of its largest logits."""
 
 Row = dict[str, Any]
 Family = dict[str, list[dict[str, Any]]]
@@ -110,7 +121,7 @@ class Material:
         path = self.store.root / self.resolved["name"] / "costs.json"
         self.costs = (self.store.read(path) or {"models": {}})["models"]
         self._taken_for: dict[tuple[str, ...], np.ndarray] = {}
-        self._retrieved: dict[str, np.ndarray] = {}
+        self._outcomes: dict[str, np.ndarray] = {}
 
     @property
     def metric(self) -> str:
@@ -125,11 +136,26 @@ class Material:
     @property
     def of_samples(self) -> bool:
         """Whether a score is the mean of what each sample is worth by itself: right or wrong."""
-        return scores.METRICS[self.metric] is scores.accuracy
+        return scores.METRICS.get(self.metric) is scores.accuracy
+
+    @property
+    def of_episodes(self) -> bool:
+        """Whether a score is the mean return of episodes; the test samples are then other ones in each run."""
+        return self.metric == scores.RETURN
+
+    @property
+    def scored_together(self) -> bool:
+        """Whether several runs have a score together, from what is stored of each."""
+        return self.metric in scores.OF_CLASSES
+
+    @property
+    def scale(self) -> Scale:
+        """How its scores are told."""
+        return scale_of(self.metric)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The test labels (N,)."""
+        """The test labels (N,); those of the first run where each has its own samples."""
         return self._first.predictions()["labels"]
 
     @property
@@ -145,20 +171,24 @@ class Material:
         """What a run says of the test samples; raises ``DamagedError`` where its labels are not those of the others."""
         result = self.results[member]
         found, file = result.predictions(), result.folder / "predictions.npz"
-        if not np.array_equal(found["labels"], self.labels):
+        if not self.of_episodes and not np.array_equal(found["labels"], self.labels):
             raise foreign(file, f"other labels than in {self._first.folder}")
         if what not in found:
             raise foreign(file, f"nothing {what}")
         return found[what]
 
-    def predicted(self, *members: str) -> np.ndarray:
-        """The classes (N,) that a run, or several together, take the test samples for; of embeddings what they find."""
-        if self.metric != scores.RECALL:
+    def outcomes(self, *members: str) -> np.ndarray:
+        """What the score of a run, or of several together, is made of.
+
+        The classes (N,) that they take the test samples for, or that embeddings find; of an agent its returns (E,).
+        """
+        what = OUTCOMES.get(self.metric)
+        if what is None:
             return self.taken_for(*members)
         [member] = members
-        if member not in self._retrieved:
-            self._retrieved[member] = self._answers(member, "retrieved")
-        return self._retrieved[member]
+        if member not in self._outcomes:
+            self._outcomes[member] = self._answers(member, what)
+        return self._outcomes[member]
 
     def taken_for(self, *members: str) -> np.ndarray:
         """The classes (N,) of the largest logits of a run, or of several together."""
@@ -170,7 +200,7 @@ class Material:
         """The score of a run, or of several together."""
         if len(members) == 1:
             return float(self.results[members[0]].manifest["scores"][self.metric])
-        return scores.score(self.metric, self.predicted(*members), self.labels)
+        return scores.score(self.metric, self.outcomes(*members), self.labels)
 
     @cached_property
     def left_out(self) -> np.ndarray:
@@ -182,7 +212,7 @@ class Material:
         """The share of those samples that a run, or several together, recognise; None where there are none."""
         if not len(self.left_out):
             return None
-        return float((self.predicted(*members) == self.labels)[self.left_out].mean())
+        return float((self.outcomes(*members) == self.labels)[self.left_out].mean())
 
     def seconds(self, fingerprint: str) -> float:
         """What a run took to train, with its teachers and theirs, and with what it is made of."""
@@ -196,15 +226,20 @@ class Material:
 
     @cached_property
     def step(self) -> float:
-        """The most that one test sample can change a score by."""
+        """The most that one test sample can change a score by; of episodes what one reward more or less does."""
+        cases = int(self._first.manifest["protocol"]["test_samples"])
         if self.of_samples:
-            return 1 / int(self._first.manifest["protocol"]["test_samples"])
+            return 1 / cases
+        if self.of_episodes:
+            return returns.reward_step(map(self.outcomes, self.results)) / cases
         counts = np.bincount(self.labels)
         return float(1 / ((counts > 0).sum() * counts[counts > 0].min()))
 
     @cached_property
-    def resamples(self) -> Resamples:
-        """Resamples of the test set, the same ones for all runs."""
+    def resamples(self) -> Resampling:
+        """Resamples of the test set, or of the evaluation episodes, the same ones for all runs."""
+        if self.of_episodes:
+            return ResampledEpisodes(len(self.outcomes(next(iter(self.results)))))
         return Resamples(self.labels, self.metric)
 
 
@@ -298,6 +333,9 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     row["seeds"] = [run["seed"] for run in done]
     manifests = [part.results[run["fingerprint"]].manifest for run in done]
     _summarise(row, [manifest["scores"] for manifest in manifests])
+    if part.of_episodes and done:
+        resampled = [part.resamples.scores(part.outcomes(run["fingerprint"])) for run in done]
+        row["interval"] = list(part.resamples.of_mean(resampled))
     row["left_out_recall"] = _left_out_recall(part, [(run["fingerprint"],) for run in done])
     row |= {key: part.costs.get(runs[0]["model"], {}).get(key) for key in COSTS}
     if (origin := runs[0].get("origin")) is not None:
@@ -415,9 +453,9 @@ def _student_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
         likeness for run in done if (likeness := part.results[run["fingerprint"]].manifest["likeness"])
     ]
     if measured:
-        for key, split in LIKENESS.items():
-            figures = [one[split][key.removesuffix("_train")] for one in measured]
-            row[key] = summary.mean([figure for figure in figures if figure is not None])
+        for key, (split, figure) in LIKENESS.items():
+            figures = [one[split][figure] for one in measured if one.get(split)]
+            row[key] = summary.mean([value for value in figures if value is not None])
     elif teachers := _measured_against(part, runs[0]):
         alike = [_agreement(part, run, teachers) for run in done]
         row["agreement"] = summary.mean([agreement for agreement in alike if agreement is not None])
@@ -435,7 +473,7 @@ def _measured_against(part: Material, run: dict[str, Any]) -> list[str]:
 def _agreement(part: Material, run: dict[str, Any], teachers: Sequence[str]) -> float | None:
     by_seed = _teachers_by_seed(part, teachers)
     members = by_seed.get(run["seed"]) or next(iter(by_seed.values()), None)
-    if members is None or part.unseen:
+    if members is None or part.unseen or part.of_episodes:
         return None
     return float((part.taken_for(run["fingerprint"]) == part.taken_for(*members)).mean())
 
@@ -454,9 +492,9 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
     for method, difference in differences.items():
         row = rows[method]
         row["gain"], row["gain_interval"] = difference.mean, list(difference.interval)
-        row["gain_covers"] = "test samples" if difference.spread is None else "seeds"
+        row["gain_covers"] = part.scale.cases if difference.spread is None else "seeds"
         if _fitted(family[method]) and difference.spread is not None:
-            row["gain_covers"] = BOTH_NOISES
+            row["gain_covers"] = part.scale.both_noises
         row["gain_seeds"] = difference.seeds
         row["gap_closed"], row["gap_interval"] = _share_of_gap(part, family[method], control)
         if extras.bootstrap:
@@ -537,7 +575,7 @@ def _difference(
     found = _paired(part, [((own,), (other,)) for own, other in pairs])
     if found is None or found.spread is None or not _fitted(runs):
         return found
-    ours, theirs = ([part.predicted(run) for run in of] for of in zip(*pairs, strict=True))
+    ours, theirs = ([part.outcomes(run) for run in of] for of in zip(*pairs, strict=True))
     return inference.over_both(found, part.resamples.difference(ours, theirs))
 
 
@@ -551,8 +589,8 @@ def _paired(part: Material, pairs: Sequence[tuple[tuple[str, ...], tuple[str, ..
 
 
 def _single_difference(part: Material, own: Sequence[str], other: Sequence[str]) -> Difference:
-    """What two single predictors differ by on the test samples; each is a run or several together."""
-    ours, theirs = part.predicted(*own), part.predicted(*other)
+    """What two single predictors differ by on the test samples or episodes; each is a run or several together."""
+    ours, theirs = part.outcomes(*own), part.outcomes(*other)
     if part.of_samples:
         return inference.over_samples(ours == part.labels, theirs == part.labels)
     return part.resamples.difference([ours], [theirs])
@@ -566,8 +604,8 @@ def _share_of_gap(
     Nothing where it has no teacher, or where the teachers are not clearly better than the control.
     """
     names = sorted(runs[0]["teachers"])
-    embedded_by_several = part.metric == scores.RECALL and len(names) > 1  # which have no embedding together
-    by_seed = _teachers_by_seed(part, names) if names and not embedded_by_several else {}
+    scored = part.scored_together or len(names) == 1
+    by_seed = _teachers_by_seed(part, names) if names and scored else {}
     if not by_seed:
         return None, None
     seeds = {run["fingerprint"]: run["seed"] for run in runs}
@@ -588,10 +626,10 @@ def _share_of_gap(
 def _resampled(
     part: Material, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> inference.Interval:
-    """The interval of a difference from resamples of seeds and test samples together."""
+    """The interval of a difference from resamples of seeds and test samples, or episodes, together."""
     pairs = _shared(part, runs, others)
     first, second = (
-        [part.resamples.scores(part.predicted(run)) for run in of] for of in zip(*pairs, strict=True)
+        [part.resamples.scores(part.outcomes(run)) for run in of] for of in zip(*pairs, strict=True)
     )
     return part.resamples.interval(first, second)
 
@@ -611,6 +649,7 @@ def _pairs(part: Material) -> list[dict[str, Any]]:
             {
                 "experiment": part.resolved["name"],
                 "model": student,
+                "metric": part.metric,
                 "first": first,
                 "second": second,
                 "difference": difference.mean,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from kdrun.compare import Material
 from kdrun.controls import ALONE, MATCHED
 from kdrun.report import figures, table
-from kdrun.report.figures import Plot
-from kdrun.report.page import page
+from kdrun.report.figures import Plot, Returned
+from kdrun.report.page import Film, page
+from kdrun.report.scales import scale_of
 from kdrun.statistics.scores import BINS
 from kdrun.store import Result
 from kdrun.store.files import write_bytes, write_text
@@ -23,6 +24,8 @@ from kdrun.yamlsource import as_yaml
 
 MOST_COMPARED = 30
 """Models of one student that an agreement matrix shows; more could not be read."""
+MOST_FILMS, MOST_FILMED = 12, 12 * 2**20
+"""Recorded episodes of a report, and their bytes together: a page has to be opened on a phone."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,24 @@ class Curve:
 
 @dataclass(frozen=True)
 class Shown:
-    """Of one student of one experiment: its methods' curves, and what its finished runs say of the test samples.
+    """Of one student of one experiment: its methods' curves, and what its finished runs came to.
 
-    ``classes`` are those that have test samples; ``gains_by_class`` is (M, C), points over alone; ``reliability`` of
-    each label the bins of ``scores.details``, over all seeds; ``agreement`` (M, M) the share of equal predictions of
-    the first seed that all have, teachers among them.
+    ``returns`` are those of its teachers and its methods where episodes were scored. What follows is of test samples,
+    and nothing where each run has its own. ``classes`` are those that have test samples; ``gains_by_class`` is (M, C),
+    points over alone; ``reliability`` of each label the bins of ``scores.details``, over all seeds; ``agreement``
+    (M, M) the share of equal predictions of the first seed that all have, teachers among them.
     """
 
     title: str
+    metric: str
     curves: list[Curve]
-    classes: list[str]
-    gain_labels: list[str]
-    gains_by_class: np.ndarray
-    reliability: dict[str, list[list[float]]]
-    agreement_labels: list[str]
-    agreement: np.ndarray
+    returns: list[Returned]
+    classes: list[str] = field(default_factory=list)
+    gain_labels: list[str] = field(default_factory=list)
+    gains_by_class: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    reliability: dict[str, list[list[float]]] = field(default_factory=dict)
+    agreement_labels: list[str] = field(default_factory=list)
+    agreement: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Evidence:
     """All of it, with where the experiments come from."""
 
     students: list[Shown]
+    films: list[Film]
     provenance: dict[str, Any]
     configs: dict[str, Any]
 
@@ -83,11 +90,16 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
         title, end = (f"{shown.title}: ", f"-{shown.title.replace('/', '-')}") if shown.title else ("", "")
         trained = [curve for curve in shown.curves if curve.label != MATCHED]  # of other epochs
         losses = [(curve.label, curve.loss) for curve in trained]
+        scale = scale_of(shown.metric)
         validated = [
-            (curve.label, 100 * curve.validation) for curve in trained if curve.validation is not None
+            (curve.label, scale.factor * curve.validation)
+            for curve in trained
+            if curve.validation is not None
         ]
+        yield from figures.returns(title, shown.returns, f"returns{end}", look)
         yield from figures.curves(title, losses, "training loss", f"loss{end}", look)
-        yield from figures.curves(title, validated, "validation score in %", f"validation{end}", look)
+        what = f"validation {scale.score}{scale.unit}"
+        yield from figures.curves(title, validated, what, f"validation{end}", look)
         shares = {curve.label: curve.shares for curve in trained if curve.shares}
         yield from figures.shares(title, shares, f"shares{end}")
         yield from figures.by_class(
@@ -112,7 +124,7 @@ def _write_report(
     found = evidence(parts)
     drawn = list(plots(compared, found.students))
     configs = {name: as_yaml(config) for name, config in found.configs.items()}
-    write_text(folder / "report.html", page(compared, drawn, found.provenance, configs, mixed))
+    write_text(folder / "report.html", page(compared, drawn, found.provenance, configs, mixed, found.films))
     if to is not None:
         for plot in drawn:
             for format_ in ("png", "pdf"):
@@ -131,6 +143,7 @@ def evidence(parts: Sequence[Material]) -> Evidence:
     named = {part.resolved["name"]: part for part in parts}
     return Evidence(
         students,
+        _films(parts),
         {
             name: part.store.read(part.store.root / name / "provenance.json") or {}
             for name, part in named.items()
@@ -144,19 +157,68 @@ def _shown(part: Material, student: str, several_experiments: bool, several_stud
     for run in part.resolved["runs"]:
         if run["name"] == student and run["role"] == "student" and run["fingerprint"] in part.results:
             finished.setdefault(run["method"], {})[run["seed"]] = part.results[run["fingerprint"]]
+    title = "/".join([part.resolved["name"]] * several_experiments + [student] * several_students)
+    curves = [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None]
+    if part.of_episodes:
+        return Shown(title, part.metric, curves, _returned(part, finished))
     gains, classes = _gains_by_class(finished), _classes(finished)
     tested = [*map(bool, np.bincount(part.labels, minlength=len(classes)))] if finished else []
     agreement = _agreement(part, student, finished)
-    title = [part.resolved["name"]] * several_experiments + [student] * several_students
     return Shown(
-        "/".join(title),
-        [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None],
+        title,
+        part.metric,
+        curves,
+        [],
         [name for name, there in zip(classes, tested, strict=True) if there],
         list(gains),
         np.array([gain[tested] for gain in gains.values()]),
         {method: bins for method, runs in finished.items() if (bins := _pooled(list(runs.values())))},
         *agreement,
     )
+
+
+def _returned(part: Material, finished: dict[str, dict[int, Result]]) -> list[Returned]:
+    """The returns of the teachers and of a student's methods, each over all of its seeds."""
+    runs: dict[str, list[Result]] = {}
+    for run in part.resolved["runs"]:
+        if run["role"] == "teacher" and run["fingerprint"] in part.results:
+            runs.setdefault(run["name"], []).append(part.results[run["fingerprint"]])
+    own = {method: list(seeds.values()) for method, seeds in finished.items()}
+    found = []
+    for label, results in [*runs.items(), *own.items()]:
+        episodes = [result.predictions() for result in results]
+        found.append(
+            Returned(
+                label,
+                np.concatenate([one["returns"] for one in episodes]),
+                float(np.mean([one["truncated"] for one in episodes])),
+            )
+        )
+    return found
+
+
+def _films(parts: Sequence[Material]) -> list[Film]:
+    """A recorded episode of each teacher, and of each method's first seed, as far as there is room for them."""
+    films: list[Film] = []
+    for part in parts:
+        seen = set()
+        for run in part.resolved["runs"]:
+            who = run["role"], run["name"], run["method"]
+            result = part.results.get(run["fingerprint"])
+            if who in seen or result is None or (gif := result.episode()) is None:
+                continue
+            seen.add(who)
+            if len(films) < MOST_FILMS and sum(len(film.gif) for film in films) + len(gif) <= MOST_FILMED:
+                films.append(Film(_caption(part, run, result, several=len(parts) > 1), gif))
+    return films
+
+
+def _caption(part: Material, run: dict[str, Any], result: Result, several: bool) -> str:
+    """Whose episode it is, and how its agent does in all of them."""
+    name = " ".join(filter(None, [run["name"], run["method"]]))
+    whose = f"{part.resolved['name']}/" * several + name
+    score = part.scale.shown(result.manifest["scores"][part.metric])
+    return f"{whose}, seed {run['seed']}, whose {part.scale.metric} is {score}"
 
 
 def _classes(finished: dict[str, dict[int, Result]]) -> list[str]:
@@ -239,5 +301,5 @@ def _agreement(
     if shared:
         models |= {method: runs[min(shared)].manifest["fingerprint"] for method, runs in finished.items()}
     names = list(models)[:MOST_COMPARED]
-    said = np.array([part.predicted(models[name]) for name in names])
+    said = np.array([part.outcomes(models[name]) for name in names])
     return names, (said[:, None] == said[None]).mean(axis=2) if names else np.zeros((0, 0))

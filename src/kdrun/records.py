@@ -20,7 +20,7 @@ from kdrun.contracts import Spec
 from kdrun.evaluate import THREADS, latencies, peak_bytes, throughputs
 from kdrun.models import Cascade, Network
 from kdrun.plan import Plan, Run
-from kdrun.statistics.scores import RECALL
+from kdrun.statistics.scores import OF_CLASSES
 from kdrun.store import Store, fingerprint, write_json
 from kdrun.store.files import holds, sealed, sweep, write_bytes
 
@@ -84,10 +84,11 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
 def ensembles(plan: Plan) -> list[list[str]]:
     """The sets of teachers that some term combines, and all that are no one's students, if several.
 
-    Without those whose mean the config names itself; none where embeddings are scored, of which there is no mean.
+    Without those whose mean the config names itself; none where embeddings are scored, of which there is no mean, or
+    agents, of which none has acted together with others.
     """
     experiment = plan.config.experiment
-    if experiment.dataset.metric == RECALL:
+    if experiment.dataset.metric not in OF_CLASSES:
         return []
     independent = [name for name, teacher in experiment.teachers.items() if teacher.from_ is None]
     sets = [independent] + [loss.teachers for run in plan.runs for loss in run.losses]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdrun.errors import printable
+from kdrun.report.scales import Scale, scale_of
 from kdrun.statistics.inference import of_mean
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ MOST_PANELS = 12
 MOST_CLASSES = 40
 MANY_CELLS = 150
 """From so many on a matrix has no numbers in its cells."""
+MOST_DOTS = 100
+GOLDEN = 0.618034
+"""Steps of this size, modulo 1, spread dots evenly, however many there are."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kdrun",
@@ -168,15 +172,15 @@ def _tradeoff(
 ) -> Plot:
     from matplotlib.ticker import NullFormatter
 
-    names = [short(label(row), 28) for row in rows]
+    names, scale = [short(label(row), 28) for row in rows], scale_of(rows[0]["metric"])
     figure, [axes] = new(4.4, max(3.6, 0.16 * len(rows)), Margins(right=_beside(names)))
     look = looks(every)
     for row, place in zip(rows, _side_by_side(costs), strict=True):
-        own, middle, reach = look[key(row)], 100 * row["mean"], _reach(row)
+        own = look[key(row)]
         axes.errorbar(
             place,
-            middle,
-            yerr=None if reach is None else [[min(reach, middle)], [min(reach, 100 - middle)]],
+            scale.factor * row["mean"],
+            yerr=_reach(row, scale),
             fmt=own.mark,
             color=own.colour,
             capsize=2,
@@ -185,23 +189,24 @@ def _tradeoff(
         )
     curves = {key(row): row["curve"] for row in rows if row["curve"]} if name.endswith("macs") else {}
     for of, curve in curves.items():
-        heights = [100 * score for score in curve["score"]]
+        heights = [scale.factor * score for score in curve["score"]]
         axes.plot(curve["macs"], heights, color=look[of].colour, lw=0.8, zorder=0)
     front = pareto([(cost, row["mean"]) for row, cost in zip(rows, costs, strict=True)])
-    at, heights = [costs[one] for one in front], [100 * rows[one]["mean"] for one in front]
+    at, heights = [costs[one] for one in front], [scale.factor * rows[one]["mean"] for one in front]
     axes.step(at, heights, "k--", where="post", lw=0.8, zorder=0)
     axes.set_xscale("log")
     if max(costs) >= 5 * min(costs):
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(title)
-    axes.set_ylabel(f"{rows[0]['metric']} in %")
+    axes.set_ylabel(f"{rows[0]['metric']}{scale.unit}")
     _legend(figure, axes.containers, names)
     best = ", ".join(label(rows[one]) for one in front)
+    of_one = ", with one seed that over its evaluation episodes" * (not scale.share)
     drawn = "; thin lines are cascades at other confidences" * bool(curves)
     return Plot(
         name,
-        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean, and what costs the same "
-        f"stands side by side{drawn}. On the dashed Pareto front, where nothing is better at that cost: {best}.",
+        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean{of_one}, and what costs the "
+        f"same stands side by side{drawn}. On the dashed Pareto front, where nothing is better at that cost: {best}.",
         figure,
     )
 
@@ -216,10 +221,13 @@ def _side_by_side(costs: Sequence[float]) -> list[float]:
     return places
 
 
-def _reach(row: Row) -> float | None:
-    """Half the interval of a row's mean, in percent."""
-    ends = of_mean(row["values"])
-    return None if ends is None else 50 * (ends[1] - ends[0])
+def _reach(row: Row, scale: Scale) -> list[list[float]] | None:
+    """How far the interval of a row's mean goes down and up, on its scale and no further than values can."""
+    ends = of_mean(row["values"]) or row["interval"]
+    if ends is None:
+        return None
+    low, high = np.clip(ends, *scale.bounds)
+    return [[scale.factor * max(row["mean"] - low, 0.0)], [scale.factor * max(high - row["mean"], 0.0)]]
 
 
 def pareto(places: Sequence[tuple[float, float]]) -> list[int]:
@@ -245,18 +253,61 @@ def gains(rows: Sequence[Row]) -> Iterator[Plot]:
     if not shown:
         return
     names = [short(label(row), 30) for row in reversed(shown)]
+    scale = scale_of(shown[0]["metric"])
     figure, [axes] = new(4.4, 0.28 * len(shown) + 0.3, Margins(left=0.2 + inches(names, 9)))
     for place, row in enumerate(reversed(shown)):
-        low, high = (100 * end for end in row["gain_interval"])
+        low, high = (scale.factor * end for end in row["gain_interval"])
         tone = {"better": COLOURS[2], "worse": COLOURS[1]}.get(row["verdict"] or "", COLOURS[7])
         axes.plot([low, high], [place, place], color=tone, lw=2, solid_capstyle="round")
-        axes.plot(100 * row["gain"], place, "x" if row["role"] == "control" else "o", color=tone)
+        axes.plot(scale.factor * row["gain"], place, "x" if row["role"] == "control" else "o", color=tone)
     axes.axvline(0, color="#444444", lw=0.8)
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("gain over alone in points")
+    axes.set_xlabel(f"gain over alone{' in' * scale.share}{scale.points}")
     told = "Gain over alone with its 95% interval; green is better, orange worse, grey neither or a control."
     yield Plot("gains", told, figure)
+
+
+# ---------------------------------------------------------------------------------------------- returns
+
+
+class Returned(NamedTuple):
+    """Of one method, or teacher, the returns (E,) of all episodes of its seeds, and the share that time cut off."""
+
+    label: str
+    returns: np.ndarray
+    truncated: float
+
+
+def returns(title: str, found: Sequence[Returned], name: str, look: Mapping[str, Look]) -> Iterator[Plot]:
+    """A line for each: its episodes as dots, their quartiles as a bar, their median and their mean."""
+    if not found:
+        return
+    names = [short(one.label, 28) for one in reversed(found)]
+    told = [f"{one.truncated:.0%} cut off" for one in reversed(found)]
+    margins = Margins(left=0.2 + inches(names, 9), right=0.2 + inches(told, 8))
+    figure, [axes] = new(4.4, 0.36 * len(found) + 0.3, margins)
+    for place, one in enumerate(reversed(found)):
+        own = look[one.label]
+        lower, median, upper = np.quantile(one.returns, [0.25, 0.5, 0.75])
+        dots = np.quantile(one.returns, np.linspace(0, 1, min(MOST_DOTS, len(one.returns))), method="nearest")
+        heights = place + 0.6 * (np.arange(len(dots)) * GOLDEN % 1 - 0.5)
+        axes.scatter(dots, heights, s=7, color=own.colour, alpha=0.45, lw=0)
+        axes.plot([lower, upper], [place, place], color=own.colour, lw=4, alpha=0.6, solid_capstyle="butt")
+        axes.plot(median, place, "|", color="black", ms=12, mew=1.4)
+        axes.plot(one.returns.mean(), place, own.mark, color=own.colour, mec="black", mew=0.8, ms=6)
+        axes.text(1.02, place, told[place], transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_yticks(range(len(found)), names)
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_xlabel("return of an episode")
+    some = f"dots are episodes, at most {MOST_DOTS} of a line and evenly from the least return to the most"
+    yield Plot(
+        name,
+        f"{title}Returns of the evaluation episodes of all seeds: {some}; the bar reaches from the first quartile to "
+        "the third, with the median as a stroke and the mean as a mark. At the right the share of episodes that were "
+        "cut off by the time limit; the others came to an end of their own.",
+        figure,
+    )
 
 
 # ----------------------------------------------------------------------------------------------- curves

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdrun.controls import CONTROLS
 from kdrun.report import table
 from kdrun.report.figures import STYLE, Plot, any_script
-from kdrun.statistics.scores import RECALL
+from kdrun.report.scales import scale_of
+from kdrun.statistics.scores import RECALL, RETURN
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --soft: #6b6b70; --line: #dcdce0; --good: #00724f;
@@ -29,7 +31,8 @@ th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border
 th { vertical-align: bottom; } th.text, td.text { text-align: left; }
 td.who { position: sticky; left: 0; background: var(--paper); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 0; } figure svg, figure img { max-width: 100%; height: auto; }
+.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: 1.5rem; }
 pre { overflow-x: auto; font-size: 0.8rem; border: 1px solid var(--line); padding: 0.8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; } dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -54,6 +57,29 @@ MADE_OF = (
     "is worth while the student is made smaller"
 )
 """What compressed students are."""
+RETURNED = (
+    "the sum of an episode's rewards, the mean over evaluation episodes whose seeds are the same for all rows and were "
+    "never seen in training; with its interval over resamples of the episodes and, where there are several, of the "
+    "seeds. A return may be high where actions are not the teacher's, and low where nearly all of them are"
+)
+"""What the metric of agents is."""
+OWN = (
+    "the share of the states that the student itself comes to, in its evaluation episodes, in which it does what its "
+    "teachers would; those of the test set are a demonstrator's"
+)
+OF_SAMPLES = "of McNemar's exact test, which covers the noise of the test samples only"
+OF_EPISODES = (
+    "over resamples of the evaluation episodes, and with a p-value by swapping both returns of an episode by chance, "
+    "which cover the noise of the episodes only"
+)
+"""What a gain of one seed has its interval and p-value from."""
+
+
+class Film(NamedTuple):
+    """A recorded episode: whose it is, and the bytes of a GIF."""
+
+    caption: str
+    gif: bytes
 
 
 def page(
@@ -62,6 +88,7 @@ def page(
     provenance: Mapping[str, Mapping[str, Any]],
     configs: Mapping[str, str],
     mixed: bool = False,
+    films: Sequence[Film] = (),
 ) -> str:
     """The report; ``provenance`` and the resolved ``configs``, as text, by experiment."""
     title = escape(compared["name"])
@@ -74,6 +101,7 @@ def page(
         *_pairs(compared),
         "<h2>Figures</h2>",
         '<div class="plots">' + "".join(map(_figure, plots)) + "</div>",
+        *_films(films),
         "<h2>How to read it</h2>",
         _definitions({**_words(compared), **{f"control {name}": what for name, what in CONTROLS.items()}}),
         "<h2>Where it comes from</h2>",
@@ -126,6 +154,26 @@ def _figure(plot: Plot) -> str:
     return f'<figure><div class="wide">{drawn}</div><figcaption>{caption}</figcaption></figure>'
 
 
+def _films(films: Sequence[Film]) -> list[str]:
+    """The episodes, which a reader can fold away who does not want anything to move."""
+    shown = []
+    for film in films:
+        caption, data = escape(film.caption), base64.b64encode(film.gif).decode()
+        alt = escape(f"A recording of {film.caption}", quote=True)
+        shown.append(
+            f'<figure><img alt="{alt}" src="data:image/gif;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    if not shown:
+        return []
+    told = (
+        "an evaluation episode of each teacher, and of each student's first seed; what there is no room for lies "
+        "beside its result"
+    )
+    films_ = f'<div class="films">{"".join(shown)}</div>'
+    return ["<h2>Episodes</h2>", f"<details open><summary>{told}</summary>{films_}</details>"]
+
+
 def svg(plot: Plot) -> str:
     """A figure as an SVG element whose names meet no other's on the page."""
     from matplotlib import rc_context
@@ -142,19 +190,22 @@ def svg(plot: Plot) -> str:
 
 
 def _words(compared: Mapping[str, Any]) -> dict[str, str]:
+    metrics = dict.fromkeys(row["metric"] for row in compared["rows"])
+    scales = dict.fromkeys(map(scale_of, metrics))
+    one_seed = dict.fromkeys(OF_SAMPLES if scale.share else OF_EPISODES for scale in scales)
     return {
-        "score": f"{' or '.join(dict.fromkeys(row['metric'] for row in compared['rows']))} on the test set, which is "
-        "scored once, by the weights that the protocol's selection chose; mean ± standard deviation over n seeds",
-        **({RECALL: FOUND} if any(row["metric"] == RECALL for row in compared["rows"]) else {}),
+        "score": f"{' or '.join(f'{scale.metric} {scale.where}' for scale in scales)}, scored once, by the weights "
+        "that the protocol's selection chose; mean ± standard deviation over n seeds",
+        **{metric: what for metric, what in {RECALL: FOUND, RETURN: RETURNED}.items() if metric in metrics},
         "trials": "of `kdrun tune`, on the validation share, that chose the row's values; none where it says nothing",
-        "gain": "over alone, with the interval of a paired t-test over seeds; with one seed of McNemar's exact test, "
-        "which covers the noise of the test samples only",
+        "gain": f"over alone, with the interval of a paired t-test over seeds; with one seed {' or '.join(one_seed)}",
         "p, verdict": "two-sided, adjusted for all methods of one student (Holm), at 5 %",
         "seeds needed": "that would tell a difference of this size from none with a power of 80 %",
         "gap closed": "the gain's share of the way from alone to the teachers, with Fieller's interval; n/a where that "
         "way is not clearly positive",
         "agrees, copies errors": "the share of samples on which student and teachers say the same: of the test set, of "
         "the training set, and of the test samples that the teachers have wrong",
+        **({"agrees in own states": OWN} if RETURN in metrics else {}),
         "left out": "the share that is recognised of the test samples of the classes that were left out: of these the "
         "students saw no sample but what a transfer set may hold, and their teachers did",
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from kdrun.errors import printable
+from kdrun.report.scales import OF_RETURNS
+from kdrun.statistics.scores import RETURN
 
 WHOLE = re.compile("0|-?[1-9][0-9]*")
 Rules = Mapping[str, Any]
@@ -108,6 +110,7 @@ def about(folder: Path, manifest: Mapping[str, Any], rules: Rules) -> dict[str, 
         "test_samples": manifest["protocol"]["test_samples"],
         "accuracy": manifest["scores"]["accuracy"],
         "agreement": likeness and likeness["test"]["agreement"],
+        **({RETURN: manifest["scores"][RETURN]} if RETURN in manifest["scores"] else {}),
         "number": len(rules["rules"]),
         "mean_length": mean_length(rules),
         "never": [name for name in rules["classes"] if name not in said],
@@ -117,13 +120,17 @@ def about(folder: Path, manifest: Mapping[str, Any], rules: Rules) -> dict[str, 
 def sentence(about: Mapping[str, Any]) -> str:
     """The same in words."""
     who = " ".join(filter(None, (about["model"], about["method"])))
+    does, of = f"right on {100 * about['accuracy']:.1f} % of {about['test_samples']} test samples", "of them"
+    if RETURN in about:
+        scored = f"{OF_RETURNS.metric} {OF_RETURNS.shown(about[RETURN])}"
+        does, of = f"{scored} on {about['test_samples']} {OF_RETURNS.cases}", "of the test states"
     agreement = about["agreement"]
-    agrees = "" if agreement is None else f"agrees with its teacher on {100 * agreement:.1f} % of them, "
+    agrees = "" if agreement is None else f"agrees with its teacher on {100 * agreement:.1f} % {of}, "
     never = f", and it never says {', '.join(about['never'])}" if about["never"] else ""
     count = f"{about['number']} rule{'s' * (about['number'] != 1)}"
     return (
-        f"{who}, seed {about['seed']}: right on {100 * about['accuracy']:.1f} % of {about['test_samples']} test "
-        f"samples, {agrees}{count} of {about['mean_length']:.1f} conditions in the mean{never}"
+        f"{who}, seed {about['seed']}: {does}, {agrees}{count} of {about['mean_length']:.1f} conditions in the mean"
+        f"{never}"
     )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdrun.controls import MATCHED
-from kdrun.report.words import CONFIDENCE, interval, shown_zero
+from kdrun.report.scales import OF_RETURNS, scale_of, shown_zero
+from kdrun.report.words import CONFIDENCE
 
 Row = Mapping[str, Any]
 
@@ -79,8 +80,10 @@ def heading(name: str, rows: Sequence[Row]) -> str:
     shared = _shared_protocol(rows)
     if not shared:
         return name
-    metric = " or ".join(dict.fromkeys(row["metric"] for row in rows))
-    words = [f"{shared['test_samples']} test samples"] if "test_samples" in shared else []
+    scales = list(dict.fromkeys(scale_of(row["metric"]) for row in rows))
+    metric = " or ".join(scale.metric for scale in scales)
+    cases = " or ".join(dict.fromkeys(scale.cases for scale in scales))
+    words = [f"{shared['test_samples']} {cases}"] if "test_samples" in shared else []
     words += [said(key, shared[key]) for key in PROTOCOL if shared.get(key) is not None]
     return f"{name}: {metric} on {', '.join(words)}; mean ± std over n seeds"
 
@@ -105,15 +108,34 @@ def said(key: str, value: Any) -> str:
 # -------------------------------------------------------------------------------------------- columns
 
 
-def _percent(value: float | None, digits: int = 2, sign: str = "") -> str:
-    return "" if value is None else f"{shown_zero(100 * value, digits):{sign}.{digits}f}"
+def _percent(value: float | None, digits: int = 2) -> str:
+    """A share, of whatever metric the row is."""
+    return "" if value is None else f"{shown_zero(100 * value, digits):.{digits}f}"
 
 
-def _score(row: Row) -> str:
-    spread = f" ± {_percent(row['std'])}" if row["std"] is not None else ""
-    if row["mean"] is None:
-        return str(row["status"])
-    return _percent(row["mean"]) + spread + ("" if row["status"] == "finished" else f" ({row['status']})")
+def _score_by(column: str) -> Callable[[Row], str]:
+    """What a column of scores shows of a row: its score if it is of that kind."""
+
+    def shown(row: Row) -> str:
+        scale = scale_of(row["metric"])
+        if scale.column != column:
+            return ""
+        if row["mean"] is None:
+            return str(row["status"])
+        spread = f" ± {scale.shown(row['std'])}" if row["std"] is not None else ""
+        part = "" if row["status"] == "finished" else f" ({row['status']})"
+        return scale.shown(row["mean"]) + spread + part
+
+    return shown
+
+
+def _gain(row: Row) -> str:
+    return "" if row["gain"] is None else scale_of(row["metric"]).shown(row["gain"], "+")
+
+
+def _interval_of(key: str, sign: str = "") -> Callable[[Row], str]:
+    """What a column shows of an interval that a row may have."""
+    return lambda row: scale_of(row["metric"]).interval(row[key], sign) if row.get(key) else ""
 
 
 def _count(value: float | None) -> str:
@@ -153,6 +175,8 @@ def _gap(row: Row) -> str:
     )
 
 
+RETURN_COLUMN = OF_RETURNS.column
+OWN_STATES = "agrees in own states %"
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "role": lambda row: row["role"],
     "model": _who,
@@ -161,18 +185,19 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "teacher": lambda row: row["teacher"] or "",
     "n": lambda row: str(len(row["values"] or [])),
     "trials": lambda row: str(row["tuning_trials"] or ""),
-    "score %": _score,
-    "gain": lambda row: _percent(row["gain"], sign="+"),
-    f"gain, {CONFIDENCE}": lambda row: interval(row["gain_interval"], "+") if row["gain_interval"] else "",
-    "resampled": lambda row: (
-        interval(row["bootstrap_interval"], "+") if row.get("bootstrap_interval") else ""
-    ),
+    "score %": _score_by("score %"),
+    RETURN_COLUMN: _score_by(RETURN_COLUMN),
+    f"{RETURN_COLUMN}, {CONFIDENCE}": _interval_of("interval"),
+    "gain": _gain,
+    f"gain, {CONFIDENCE}": _interval_of("gain_interval", "+"),
+    "resampled": _interval_of("bootstrap_interval", "+"),
     "p": _p_value,
     "verdict": lambda row: row["verdict"] or "",
     "seeds needed": lambda row: str(row["seeds_needed"] or ""),
     "gap closed %": _gap,
     "agrees %": lambda row: _percent(row["agreement"], 1),
     "agrees in training %": lambda row: _percent(row["agreement_train"], 1),
+    OWN_STATES: lambda row: _percent(row["agreement_own"], 1),
     "copies errors %": lambda row: _percent(row["copied_errors"], 1),
     "left out %": lambda row: _percent(row["left_out_recall"], 1),
     "NLL": lambda row: "" if row["nll"] is None else f"{row['nll']:.3f}",
@@ -190,15 +215,18 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 MAIN = {
-    "role", "model", "made of", "experiment", "teacher", "n", "trials", "score %", "gain", f"gain, {CONFIDENCE}", "p",
-    "verdict", "seeds needed", "gap closed %", "left out %", "params", "ms p50 / p95", "protocol",
+    "role", "model", "made of", "experiment", "teacher", "n", "trials", "score %", RETURN_COLUMN,
+    f"{RETURN_COLUMN}, {CONFIDENCE}", "gain", f"gain, {CONFIDENCE}", "p", "verdict", "seeds needed", "gap closed %",
+    "left out %", "params", "ms p50 / p95", "protocol",
 }  # fmt: skip
 """The columns that a terminal and a page have room for."""
+BESIDE = {"made of": {"bytes"}, RETURN_COLUMN: {"agrees %", OWN_STATES}}
+"""What belongs beside some of them: what is made of another is smaller, and an agent may do as its teacher and fail."""
 
 
 def main_columns(shown: Collection[str]) -> set[str]:
-    """Those, and the bytes where some students are made of others, of the columns that are ``shown``."""
-    return MAIN | {"bytes"} if "made of" in shown else MAIN
+    """The main ones of the columns that are ``shown``."""
+    return MAIN.union(*(columns for name, columns in BESIDE.items() if name in shown))
 
 
 def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -226,8 +254,8 @@ def pair_cells(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             f"{pair['experiment']}/{pair['model']}" if several else pair["model"],
             pair["second"],
             pair["first"],
-            _percent(pair["difference"], sign="+"),
-            interval(pair["interval"], "+"),
+            scale_of(pair["metric"]).shown(pair["difference"], "+"),
+            scale_of(pair["metric"]).interval(pair["interval"], "+"),
             _p_value(pair),
             pair["verdict"],
         ]
@@ -236,15 +264,26 @@ def pair_cells(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def tuning_cells(chosen: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def tuning_heading(told: Mapping[str, Any]) -> str:
+    """How the trials of a tuning were scored, in a line."""
+    scale = scale_of(told["metric"])
+    how = f"{told['trials']} trials each, by seed {told['seed']}"
+    return f"{told['name']}: {how}; {scale.metric}{scale.unit} on the validation share"
+
+
+def tuning_cells(chosen: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """What a tuning chose of every method, as text."""
+
+    def shown(score: float | None) -> str:
+        return "stopped" if score is None else scale_of(metric).shown(score)
+
     head = ["student", "method", "as it is", "best", "trial", "values"]
     lines = [
         [
             one["model"],
             one["method"],
-            _percent(one["as_configured"]) or "stopped",
-            _percent(one["score"]) or "stopped",
+            shown(one["as_configured"]),
+            shown(one["score"]),
             "" if one["trial"] is None else str(one["trial"]),
             ", ".join(f"{key}: {value}" for key, value in one["values"].items()) or "as it is",
         ]

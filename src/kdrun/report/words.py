@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdrun.controls import ALONE
+from kdrun.report.scales import scale_of
 from kdrun.statistics.inference import LEVEL, MOST_SEEDS, POWER
 
 LEVEL_WITH = "not distinguishable"
@@ -18,8 +19,6 @@ MANY_ZEROS = 0.01
 """The share from which it is told that parameters are 0."""
 GIVEN = ("labels_per_class", "transfer_samples", "left_out")
 """What a protocol says of students, and of those teachers that see what they see."""
-BOTH_NOISES = "seeds and test samples"
-"""What the interval of a gain covers where seeds alone would be too few."""
 
 Row = Mapping[str, Any]
 
@@ -86,22 +85,25 @@ def _of_student(rows: Sequence[Row], alone: float | None, pairs: Sequence[Row]) 
     judged = sorted((row for row in rows if row["verdict"]), key=lambda row: -row["gain"])
     level = [row for row in judged if row["verdict"] == LEVEL_WITH]
     grouped = len(level) >= MANY
+    if not judged:
+        return
+    scale = scale_of(judged[0]["metric"])
     for row in judged:
         if row["verdict"] != LEVEL_WITH or not grouped:
             yield _verdict(row, len(judged))
     if grouped:
         yield (
             f"{len(level)} of {_counted(len(judged), 'method')} are not distinguishable from alone: gains from "
-            f"{points(level[-1]['gain'], '+')} to {points(level[0]['gain'], '+')} points"
+            f"{scale.shown(level[-1]['gain'], '+')} to {scale.difference(level[0]['gain'])}"
         )
     better = [row["method"] for row in judged if row["verdict"] == "better"]
     if len(better) > 1:
         yield from _among_the_best(better, pairs)
     yield from _against_controls(judged)
-    if any(row["gain_covers"] == BOTH_NOISES for row in judged):
+    if any(row["gain_covers"] == scale.both_noises for row in judged):
         yield (
-            "seeds of what is fitted at once may hardly differ: for a verdict a gain must exceed the noise of the test "
-            "samples, too"
+            "seeds of what is fitted at once may hardly differ: for a verdict a gain must exceed the noise of the "
+            f"{scale.cases}, too"
         )
     if len(judged) > 1:
         yield f"verdicts and p-values allow for all {len(judged)} methods (Holm), intervals for one method by itself"
@@ -110,9 +112,10 @@ def _of_student(rows: Sequence[Row], alone: float | None, pairs: Sequence[Row]) 
 
 def _what_could_be_found(judged: Sequence[Row], alone: float | None) -> Iterable[str]:
     """How much so few seeds can tell."""
-    seeds = max((row["gain_seeds"] for row in judged), default=FEW_SEEDS)
+    scale = scale_of(judged[0]["metric"])
+    seeds = max(row["gain_seeds"] for row in judged)
     if seeds == 1:
-        yield "one seed: intervals and p-values cover the noise of the test samples only, not that of training"
+        yield f"one seed: intervals and p-values cover the noise of the {scale.cases} only, not that of training"
         return
     found = [
         row["detectable"] for row in judged if row["gain_seeds"] == seeds and row["detectable"] is not None
@@ -120,12 +123,12 @@ def _what_could_be_found(judged: Sequence[Row], alone: float | None) -> Iterable
     if seeds >= FEW_SEEDS or not found:
         return
     with_so_many = f"with {seeds} seeds and {_counted(len(judged), 'method')}"
-    if alone is not None and max(found) > 1 - alone:
+    if alone is not None and max(found) > scale.bounds[1] - alone:
         yield f"{with_so_many} no gain that is possible here can be counted on to be found: take more seeds"
     else:
         yield (
-            f"{with_so_many} only gains of {points(max(found))} points and more are found in {POWER:.0%} of such "
-            "comparisons"
+            f"{with_so_many} only gains of {scale.difference(max(found), sign='')} and more are found in {POWER:.0%} "
+            "of such comparisons"
         )
 
 
@@ -155,10 +158,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _verdict(row: Row, methods: int) -> str:
-    seeds = row["gain_seeds"]
-    found = (
-        f"{points(row['gain'], '+')} points {interval(row['gain_interval'], '+')}, {_counted(seeds, 'seed')}"
-    )
+    seeds, scale = row["gain_seeds"], scale_of(row["metric"])
+    gain = f"{scale.difference(row['gain'])} {scale.interval(row['gain_interval'], '+')}"
+    found = f"{gain}, {_counted(seeds, 'seed')}"
     sentence = f"{row['method']} {_how(row['verdict'])} alone: {found}"
     if row["verdict"] != LEVEL_WITH:
         return sentence
@@ -196,9 +198,11 @@ def _of_ensembles(rows: Sequence[Row]) -> Iterable[str]:
         if row["role"] != "ensemble" or not row["against"]:
             continue
         name, members = f"{row['experiment']}/" * several + row["model"], row["against"]
+        scale = scale_of(row["metric"])
         found = [
-            f"{_how(one['verdict'])} {member}: {points(one['difference'], '+')} points "
-            f"{interval(one['interval'], '+')}{_by_itself(one['verdict'], one['interval'], len(members), 'member')}"
+            f"{_how(one['verdict'])} {member}: "
+            f"{scale.difference(one['difference'])} {scale.interval(one['interval'], '+')}"
+            f"{_by_itself(one['verdict'], one['interval'], len(members), 'member')}"
             for member, one in members.items()
         ]
         yield f"{name} {'; '.join(found)}"
@@ -298,21 +302,6 @@ def _counted(count: int, noun: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: 'a, b and c'."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def points(value: float, sign: str = "") -> str:
-    """A difference of shares in percentage points."""
-    return f"{shown_zero(100 * value, 2):{sign}.2f}"
-
-
-def shown_zero(value: float, digits: int) -> float:
-    """A number as it is to be shown with so many digits: nothing is -0.00."""
-    return round(value, digits) + 0.0
-
-
-def interval(both: Sequence[float], sign: str = "") -> str:
-    """An interval in percentage points."""
-    return f"[{', '.join(points(end, sign) for end in both)}]"
 
 
 CONFIDENCE = f"{1 - LEVEL:.0%}"

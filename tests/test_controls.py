@@ -315,10 +315,19 @@ def test_a_gate_says_every_reason(least, worse_fails, told):
     assert str(caught.value) == told and caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("written", ["kd", "kd=", "=0.9", "kd=much", "kd=92", "kd=-1", "kd=nan"])
+@pytest.mark.parametrize("written", ["kd", "kd=", "=0.9", "kd=much", "kd=inf", "kd=nan"])
 def test_a_gate_that_is_written_wrong(written):
     with pytest.raises(UsageError, match="write METHOD=SCORE"):
         Gate.read([written], False)
+
+
+@pytest.mark.parametrize("written", ["kd=92", "kd=-1"])
+def test_a_gate_that_no_share_comes_to(written):
+    gate = Gate.read([written], False)
+    for metrics in ({"accuracy"}, {"macro-f1", "recall@1"}):
+        with pytest.raises(UsageError, match="write METHOD=SCORE, the score between 0 and 1"):
+            gate.require({"s"}, {"kd"}, metrics)
+    gate.require({"s"}, {"kd"}, {"accuracy", "return"})
 
 
 def test_a_gate_on_the_command_line(finished, tmp_path):

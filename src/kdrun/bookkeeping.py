@@ -24,6 +24,7 @@ from kdrun.evaluate import answers, likenesses, paused, scores_of, temperature
 from kdrun.interrupts import Stop
 from kdrun.models import Frozen, compressed, int8
 from kdrun.plan import Run
+from kdrun.report.scales import scale_of
 from kdrun.stack import companies, why_not
 from kdrun.statistics.scores import details
 from kdrun.store import Result, Store, Workplace
@@ -434,8 +435,8 @@ class Keeper:
 def expect(run: Run, result: Result, config: Config) -> None:
     """Raises ``TrainingError`` where a teacher scores under its ``expect``."""
     metric = config.experiment.dataset.metric
-    score = result.manifest["scores"][metric]
+    score, scale = result.manifest["scores"][metric], scale_of(metric)
     if run.expect is not None and score < run.expect:
-        words = f"'{run.name}' has {metric} {score:.4f} on the test set, under its expect: {run.expect}"
+        words = f"'{run.name}' has {scale.metric} {score:.4f} {scale.where}, under its expect: {run.expect}"
         error = config.error([Problem((*run.path, "expect"), words, "train it longer, or expect less")])
         raise TrainingError(str(error))

@@ -335,6 +335,7 @@ def compare(
     gate.require(
         {student for one in checked for student in one.experiment.students},
         {method for one in checked for method in one.methods},
+        {one.experiment.dataset.metric for one in checked},
     )
     store, failures = _store(out), []
     with _told_after(lambda: gate.demand(_print_comparison(store, names, None, shown, quiet))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,7 @@ class Search:
     def best(self) -> Trial | None:
         """The trial with the highest score, of equal ones the first; None where all of them stopped."""
         scored = [trial for trial in self.trials if trial.score is not None]
-        return max(scored, key=lambda trial: trial.score or 0.0, default=None)
+        return max(scored, key=_score, default=None)
 
     def ask(self, number: int) -> Trial:
         """A further trial."""
@@ -86,8 +87,13 @@ class Search:
     def learn(self) -> None:
         """Take in the scores that have come: the worst there is for a trial that has none."""
         for number, asked in self._open.items():
-            self._study.tell(asked, self.trials[number].score or 0.0)
+            self._study.tell(asked, _score(self.trials[number]))
         self._open.clear()
+
+
+def _score(trial: Trial) -> float:
+    """A trial's score; worse than any that there is for one that has none."""
+    return -math.inf if trial.score is None else trial.score
 
 
 def _drawn(asked: optuna.Trial, key: str, space: Space) -> Any:

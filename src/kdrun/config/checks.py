@@ -16,6 +16,7 @@ from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.models import CombinedConfig
 from kdrun.optimization import SEEN_BY_FITTED, Sgd, Training, merged, stage_at, stage_of
+from kdrun.report.scales import scale_of
 from kdrun.schema import as_list
 from kdrun.statistics.scores import RECALL
 
@@ -461,6 +462,11 @@ def _teacher_problems(experiment: Experiment) -> Iterable[Problem]:
         elif teacher.method and set(teacher.sources) <= teachers.keys():
             yield from _distilled_problems(teacher, path, experiment)
         yield from _sight_problems(teacher, path, experiment)
+        least, most = scale_of(experiment.dataset.metric).bounds
+        if teacher.expect is not None and not least <= teacher.expect <= most:
+            hint = f"write a number that is at {'least' if teacher.expect < least else 'most'} "
+            hint += str(least if teacher.expect < least else most)
+            yield Problem((*path, "expect"), f"{teacher.expect:g} is out of range", hint)
         if teacher.seeds is not None and "seed" in teacher.model_fields_set:
             yield Problem((*path, "seed"), "`seeds: each` takes the students' seeds", "remove `seed`", True)
         for source in teacher.sources:

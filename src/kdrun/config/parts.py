@@ -99,8 +99,8 @@ class TeacherConfig(ModelUse):
     run: Path | None = Field(default=None, strict=False)
     """a finished run's folder, a teacher's or a student's of any experiment: its model, its view, with size and
     normalisation, and its weights are the teacher's, of which nothing but `expect` is said then"""
-    expect: float | None = Field(default=None, ge=0, le=1)
-    """the least score on the test set; below it nothing is distilled"""
+    expect: float | None = Field(default=None, allow_inf_nan=False)
+    """the least score on the test set, between 0 and 1, or the least mean return; below it nothing is distilled"""
     seed: int = 0
     """its own seed; one teacher serves all the students' seeds"""
     seeds: Literal["each"] | None = None

@@ -207,6 +207,52 @@ def test_fitting_again_gives_the_same_bits(kind):
         assert not np.array_equal(probabilities(first, x), probabilities(other, x))
 
 
+# ---------------------------------------------------------------------------------- samples that count more
+
+
+def test_targets_are_parted_in_probabilities_and_what_samples_count():
+    targets, weights = trees.parted(np.array([[2, 0, 0], [1, 3, 0]], np.float32))
+    assert targets.tolist() == [[1, 0, 0], [0.25, 0.75, 0]] and targets.dtype == np.float32
+    assert weights.tolist() == pytest.approx([2 / 3, 4 / 3])
+
+
+SHALLOW = {"tree": {"depth": 3}, "forest": {"depth": 3}}
+
+
+@pytest.mark.parametrize("targets", [hot, soft])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_that_is_fitted_heeds_what_samples_count(kind, targets):
+    x, y = standardised("wine")
+    odd = np.arange(len(y)) % 2 == 1
+    x, told = x[:, :2], np.where(odd, y, (y + 1) % 3)  # half of the labels are wrong
+    plain, weighted = (build(kind, 2, 3, **SHALLOW.get(kind, {})) for _ in range(2))
+    weights = np.where(odd, 1.98, 0.02)
+    plain.fit(x, targets(told), 0, 1)
+    weighted.fit(x, targets(told), 0, 1, weights)
+    agreement = [(probabilities(model, x).argmax(axis=1) == y).mean() for model in (plain, weighted)]
+    assert agreement[1] > agreement[0] + 0.1
+
+
+def test_a_weighted_tree_is_scikit_learn_s():
+    x, y = standardised("wine")
+    weights = np.random.default_rng(0).exponential(size=len(y))
+    model = build("tree", 13, 3, depth=3)
+    model.fit(x, soft(y), 0, 1, weights)
+    expected = tree.DecisionTreeRegressor(max_depth=3, random_state=0).fit(x, soft(y), sample_weight=weights)
+    np.testing.assert_allclose(probabilities(model, x), np.clip(expected.predict(x), 1e-6, 1), atol=1e-5)
+
+
+def test_a_weighted_classifier_is_scikit_learn_s():
+    x, y = standardised("wine")
+    weights = np.random.default_rng(0).exponential(size=len(y))
+    model = build("logistic-regression", 13, 3)
+    model.fit(x, hot(y), 0, 1, weights)
+    learner = linear_model.LogisticRegression(max_iter=1000).fit(
+        x.astype(np.float64), y, sample_weight=weights
+    )
+    np.testing.assert_allclose(probabilities(model, x), learner.predict_proba(x), atol=2e-4)
+
+
 # --------------------------------------------------------------------------------------- arrays and files
 
 
@@ -689,6 +735,18 @@ def test_of_trees_that_agree_alike_the_smallest_is_kept():
     assert len(model.value) == len(np.unique(model.whole.left[model.whole.left >= 0])) + 1, "all are right"
     trees.prune(model, torch.from_numpy(x), torch.ones(len(x), dtype=torch.long))
     assert len(model.value) == 1, "where always the same is wanted no split is"
+
+
+def test_a_tree_is_pruned_by_what_samples_count():
+    x = torch.arange(8.0)[:, None]
+    y = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    model = build("tree", 1, 2, depth=None)
+    model.fit(x.numpy(), hot(y), 0, 1)
+    mostly_first = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+    trees.prune(model, x[6:], mostly_first[6:], torch.tensor([5.0, 1.0]))
+    assert len(model.value) == 1
+    trees.prune(model, x[6:], mostly_first[6:], torch.tensor([1.0, 5.0]))
+    assert len(model.value) == 2
 
 
 def test_a_tree_is_pruned_by_what_it_is_taught(tmp_path):

@@ -403,6 +403,8 @@ class Loss(Component, nn.Module):
     """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
     whole_batch: ClassVar[bool] = False
     """Whether it needs every sample of a batch (so that no mask can be set)."""
+    weighs_samples: ClassVar[bool] = False
+    """Whether the sums of its target's rows are what samples count in a fit; else all count alike."""
     published: ClassVar[Mapping[str, Published]] = {}
     """Published mixes that use the loss, by method name."""
     at_inference: ClassVar[tuple[str, ...]] = ()
@@ -440,7 +442,8 @@ class Loss(Component, nn.Module):
     def target(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
         """Class probabilities (B, C) that minimise the loss; a row's sum is how much of its sample it looks at.
 
-        A loss that does not define it has none, and nothing that is fitted without gradients can learn from it.
+        A row of a loss that ``weighs_samples`` may have any sum, 0 where its sample does not count. A loss that does
+        not define it has none, and nothing that is fitted without gradients can learn from it.
         """
         return None
 

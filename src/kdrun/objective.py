@@ -396,6 +396,11 @@ class Objective(nn.Module):
         """The terms that look at a teacher."""
         return [label for label, term in self.named.items() if term.teachers]
 
+    @property
+    def weighs_samples(self) -> bool:
+        """Whether some samples count more than others for one of the terms."""
+        return any(registry.LOSSES[term.config.kind].weighs_samples for term in self.named.values())
+
     def wants(self, teacher: str) -> Taps:
         """The layers and the further views of a teacher that the terms look at."""
         taps = [term.taps[teacher] for term in self.named.values() if teacher in term.taps]
@@ -441,11 +446,13 @@ class Objective(nn.Module):
         """The class probabilities (B, C) that the terms want together; rows of zeros for samples that none looks at.
 
         For each sample they are the mean of what the terms want that look at it, by their weights and by how much of
-        it they look at.
+        it they look at. Where a term ``weighs_samples`` it is their sum: a row's sum is what its sample counts.
         """
         wanted = torch.stack([term.target(taught, batch) for term in self.named.values()])
         factors = torch.tensor(list(weights.values()), dtype=wanted.dtype, device=wanted.device)
         together = torch.einsum("t,tbc->bc", factors, wanted)
+        if self.weighs_samples:
+            return together
         total = together.sum(dim=1, keepdim=True)
         return together / torch.where(total > 0, total, 1)
 

@@ -95,14 +95,15 @@ class FittedStudent(Learner):
         if not len(x):
             self.failure = Failure("its terms want nothing of any sample", "give them labels, or a teacher")
             return
+        wanted = Wanted(x, *parted(targets)) if self.objective.weighs_samples else Wanted(x, targets)
         say(f"{self.title}: fitting it to {len(x):,} samples")
         seed = derive(self.draw.seed, self.draw.purpose, "fit") % 2**32
         held_out = self._held_out(dataset)
         try:
             with _warnings_told(self.title, say):
-                self._fit(self.fitted.cpu(), x, targets, seed, held_out)
+                self._fit(self.fitted.cpu(), wanted, seed, held_out)
                 if self.folds:
-                    self._cross_fit(dataset, x, targets, index, seed, held_out)
+                    self._cross_fit(dataset, wanted, index, seed, held_out)
         except ValueError as error:
             raise_lack(error)
             told = f"scikit-learn cannot fit it to these samples: {shown(error, 300)}"
@@ -113,46 +114,39 @@ class FittedStudent(Learner):
         self.fitted.to(self.network.device)
         self.seconds += time.perf_counter() - began
 
-    def _fit(
-        self, model: Fitted, x: np.ndarray, targets: np.ndarray, seed: int, held_out: HeldOut | None
-    ) -> None:
-        model.fit(x, targets, seed, torch.get_num_threads())
+    def _fit(self, model: Fitted, wanted: Wanted, seed: int, held_out: HeldOut | None) -> None:
+        model.fit(wanted.x, wanted.targets, seed, torch.get_num_threads(), wanted.weights)
         if held_out is not None:
             assert isinstance(model, Tree)
             prune(model, *held_out)
 
     def _cross_fit(
-        self,
-        dataset: Dataset,
-        x: np.ndarray,
-        targets: np.ndarray,
-        index: np.ndarray,
-        seed: int,
-        held_out: HeldOut | None,
+        self, dataset: Dataset, wanted: Wanted, index: np.ndarray, seed: int, held_out: HeldOut | None
     ) -> None:
         labels = dataset.labels("train", self.draw.given)
         fold = dealt(labels, min(self.folds, len(labels)), seed)
         states = []
         for number in range(fold.max() + 1):
-            kept = fold[index] != number
             twin = copy.deepcopy(self.fitted)
-            self._fit(twin, x[kept], targets[kept], seed, held_out)
+            self._fit(twin, wanted.rows(fold[index] != number), seed, held_out)
             states.append(twin.state_dict())
         self.extras[FOLDS] = safetensors.numpy.save(arrays_of_folds(states, fold))
 
     def _held_out(self, dataset: Dataset) -> HeldOut | None:
-        """The validation samples for a tree that is to be pruned, and the class that its terms want of each."""
+        """The validation samples for a tree that is to be pruned, and what its terms want of each."""
         if not (isinstance(self.fitted, Tree) and self.fitted.config.prune):
             return None
         seed_device(derive(self.draw.seed, "lesson", "validation"), self.network.device)
-        inputs, wanted = [], []
+        inputs, wanted, weights = [], [], []
         for batch in dataset.split("validation", given=self.draw.given):
             taught = {name: master(batch) for name, master in self.masters.items()}
             targets = self.objective.target(taught, batch, self._weights)
             rows = targets.any(dim=1)
             inputs.append(flat(batch, self.network.view)[rows.cpu()])
             wanted.append(targets[rows].argmax(dim=1).cpu())
-        return torch.cat(inputs), torch.cat(wanted)
+            weights.append(targets[rows].sum(dim=1).cpu())
+        together = torch.cat(weights) if self.objective.weighs_samples else None
+        return torch.cat(inputs), torch.cat(wanted), together
 
     def flush(self) -> None:
         """Nothing is left on the device."""
@@ -162,12 +156,38 @@ class FittedStudent(Learner):
         return self.network.copied(self.fitted, self.fitted.state_dict())
 
 
-HeldOut = tuple[Tensor, Tensor]
-"""Samples (N, F) and the class (N,) that is wanted of each."""
+@dataclass(frozen=True)
+class Wanted:
+    """Samples ``x`` (N, F), the class probabilities ``targets`` (N, C) that are wanted of them, and what they count.
+
+    ``weights`` (N,) are on average about 1; where it is None all count alike.
+    """
+
+    x: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None = None
+
+    def rows(self, rows: np.ndarray) -> Wanted:
+        """Some of the samples, by a mask (N,)."""
+        return Wanted(self.x[rows], self.targets[rows], None if self.weights is None else self.weights[rows])
 
 
-def prune(tree: Tree, samples: Tensor, wanted: Tensor) -> None:
-    """Keep of all sizes of the tree, from the whole to its root, the one that agrees most; of equal ones the least."""
+def parted(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N, C) of sums above 0 as class probabilities (N, C), and the sums over their mean (N,)."""
+    sums = targets.sum(axis=1, dtype=np.float64)
+    return (targets / sums[:, None]).astype(targets.dtype), sums / sums.mean()
+
+
+HeldOut = tuple[Tensor, Tensor, Tensor | None]
+"""Samples (N, F), the class (N,) that is wanted of each, and what each counts (N,), None where all count alike."""
+
+
+def prune(tree: Tree, samples: Tensor, wanted: Tensor, weights: Tensor | None = None) -> None:
+    """Keep of all sizes of the tree, from the whole to its root, the one that agrees most; of equal ones the least.
+
+    ``weights`` are what the samples count.
+    """
+    counted = torch.ones(len(wanted)) if weights is None else weights
     prices = tree.whole.weakest_links()
     found = np.unique(prices[np.isfinite(prices)])
     places = np.linspace(0, len(found) - 1, min(MOST_CUTS, len(found))).round().astype(int)
@@ -175,7 +195,7 @@ def prune(tree: Tree, samples: Tensor, wanted: Tensor) -> None:
     for price in [-1.0, *found[np.unique(places)]]:
         tree.cut(prices <= price)
         with torch.no_grad():
-            agreement = float((tree(samples).argmax(dim=1) == wanted).double().mean())
+            agreement = float(((tree(samples).argmax(dim=1) == wanted) * counted).double().mean())
         if agreement >= most:
             best, most = price, agreement
     tree.cut(prices <= best)

@@ -48,8 +48,18 @@ class Fitted(Model):
         self.config, self.inputs, self.classes = config, math.prod(shape), classes
 
     @abstractmethod
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
-        """Learn class probabilities ``targets`` (N, C) of inputs ``x`` (N, F), float32, with so many threads."""
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Learn class probabilities ``targets`` (N, C) of inputs ``x`` (N, F), float32, with so many threads.
+
+        ``weights`` (N,), above 0 and on average 1, are what the samples count; all count alike where it is None.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities (B, C), or what has them as its log-softmax, of inputs (B, …)."""
@@ -111,14 +121,17 @@ def log_of(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(FLOOR).log()
 
 
-def weighted_rows(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, classes and weights (M,) by which a learner of classes learns probabilities (N, C).
+def weighted_rows(
+    targets: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, classes and weights (M,) by which a learner of classes learns probabilities (N, C) of samples that count.
 
     Each sample counts once for each of its classes, by that class's probability: the weighted cross-entropy of the rows
     is the cross-entropy to the probabilities.
     """
     rows, classes = np.nonzero(targets >= LEAST_SHARE)
-    return rows, classes, targets[rows, classes]
+    shares = targets[rows, classes]
+    return rows, classes, shares if weights is None else shares * weights[rows]
 
 
 def demand_same(model: Fitted, x: np.ndarray, expected: np.ndarray) -> None:
@@ -195,18 +208,25 @@ class LogisticRegression(OfClasses):
         nothing = np.zeros((0, self.inputs), np.float32)
         self.take(present=np.zeros(0, np.int32), weight=nothing, bias=np.zeros(0, np.float32))
 
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Fit the weights to class probabilities (N, C) of inputs (N, F)."""
         from sklearn.linear_model import LogisticRegression as Learner
 
-        rows, classes, weights = weighted_rows(targets)
+        rows, classes, shares = weighted_rows(targets, weights)
         present = np.unique(classes)
         if len(present) < 2:
             self.take(present=present.astype(np.int32))
             return
         wide = x.astype(np.float64)
         learner = Learner(C=self.config.c, max_iter=self.config.iterations, random_state=seed)
-        learner.fit(wide[rows], classes, sample_weight=weights)
+        learner.fit(wide[rows], classes, sample_weight=shares)
         weight, bias = learner.coef_, learner.intercept_
         if len(present) == 2:  # it keeps the second one's alone
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -276,7 +296,14 @@ class SVC(OfClasses):
             "offsets": np.zeros(0),
         }
 
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Fit the machine to the most probable classes of inputs (N, F), by their probabilities (N, C)."""
         from sklearn import svm
         from sklearn.calibration import CalibratedClassifierCV
@@ -293,7 +320,7 @@ class SVC(OfClasses):
         folds = StratifiedKFold(min(5, int(counts.min())), shuffle=True, random_state=seed)
         learner = svm.SVC(C=self.config.c, gamma=self.config.gamma or "scale")
         whole = CalibratedClassifierCV(learner, method="sigmoid", cv=folds, ensemble=False)
-        whole.fit(x, classes)
+        whole.fit(x, classes, sample_weight=weights)
         [scaled] = whole.calibrated_classifiers_
         machine = scaled.estimator
         gamma = self.config.gamma or 1 / (x.shape[1] * x.astype(np.float64).var() or 1)

@@ -275,14 +275,21 @@ class Tree(OfProbabilities):
         """One tree."""
         return 1, most_leaves(samples, self.config), self.classes
 
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Grow the tree to class probabilities (N, C) of inputs (N, F)."""
         from sklearn.tree import DecisionTreeRegressor
 
         learner = DecisionTreeRegressor(
             max_depth=self.config.depth, min_samples_leaf=self.config.min_samples_leaf, random_state=seed
         )
-        self.whole = grown(learner.fit(x, targets))
+        self.whole = grown(learner.fit(x, targets, sample_weight=weights))
         self.take(**arrays_of([self.whole]))
         demand_same(self, x, learner.predict(x[:FEW]))
 
@@ -405,7 +412,14 @@ class Forest(OfProbabilities):
         """Its trees, each of which sees some of the samples."""
         return self.config.trees, most_leaves(math.ceil(BAGGED * samples), self.config), self.classes
 
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Grow the trees to class probabilities (N, C) of inputs (N, F)."""
         from sklearn.ensemble import RandomForestRegressor
 
@@ -417,7 +431,7 @@ class Forest(OfProbabilities):
             random_state=seed,
             n_jobs=threads,
         )
-        learner.fit(x, targets)
+        learner.fit(x, targets, sample_weight=weights)
         self.take(**arrays_of([grown(one) for one in learner.estimators_]))
         demand_same(self, x, learner.predict(x[:FEW]))
 
@@ -462,11 +476,18 @@ class Boosting(Trees, OfClasses):
         """Nothing for or against a class, (1, 1)."""
         return np.zeros((1, 1), np.float32)
 
-    def fit(self, x: np.ndarray, targets: np.ndarray, seed: int, threads: int) -> None:
+    def fit(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        threads: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Grow the trees to class probabilities (N, C) of inputs (N, F)."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        rows, classes, weights = weighted_rows(targets)
+        rows, classes, shares = weighted_rows(targets, weights)
         present = np.unique(classes)
         if len(present) < 2:
             self.take(**self.nothing() | {"present": present.astype(np.int32)})
@@ -480,7 +501,7 @@ class Boosting(Trees, OfClasses):
             early_stopping=False,
             random_state=seed,
         )
-        learner.fit(x[rows], classes, sample_weight=weights)
+        learner.fit(x[rows], classes, sample_weight=shares)
         # Nothing of this is public; ``demand_same`` sees to it that it means what it is taken for.
         trees = [_of_histograms(one.nodes) for of_round in learner._predictors for one in of_round]
         base = learner._baseline_prediction.ravel()

@@ -245,6 +245,24 @@ def binary_kd(student, teacher, batch, loss):
     return -np.mean(p * np.log(q) + (1 - p) * np.log(1 - q))
 
 
+# -------------------------------------------------------------------------------------------------- policies
+
+
+def policy_kl(student, teacher, batch, loss):
+    total = 0
+    for s, t, _ in samples(student, teacher, batch):
+        p, q = softmax(t / 0.01), softmax(s)
+        total += sum(p[c] * np.log(p[c] / q[c]) for c in range(len(p)) if p[c] > 0)
+    return total / len(batch)
+
+
+def viper(student, teacher, batch, loss):
+    q = logits(teacher)
+    costs = [row.max() - row.min() for row in q]
+    errors = cross_entropies(logits(student), q.argmax(axis=1))
+    return sum(cost * error for cost, error in zip(costs, errors, strict=True)) / sum(costs)
+
+
 # ------------------------------------------------------------------------------------------- several teachers
 
 
@@ -349,6 +367,8 @@ CLOSED_FORM = {
     "rld": rld,
     "ctkd": ctkd,
     "binary-kd": binary_kd,
+    "policy-kl": policy_kl,
+    "viper": viper,
     "ebkd": ebkd,
     "ca-mkd": ca_mkd,
     "ca-mkd-feature": ca_mkd_feature,

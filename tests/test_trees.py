@@ -1093,7 +1093,7 @@ WRONG = {
     "a loss without targets": (
         ["methods.soft={name: soft, use: hint}"],
         "methods.soft.hint: 'hint' gives no class probabilities, and 'student' (tree) learns from nothing else; use "
-        "ce, ctkd, dist, dkd, hard, kd, logit-mse, mlkd, tf-kd-reg, ttm, wsld, wttm",
+        "ce, ctkd, dist, dkd, hard, kd, logit-mse, mlkd, policy-kl, tf-kd-reg, ttm, viper, wsld, wttm",
     ),
     "one of its terms": (
         ["methods.soft={name: soft, losses: [ce, {kind: rkd, weight: 2}]}"],

@@ -40,6 +40,7 @@ from kdrun.losses.logits import (
     WeightedSoftLabels,
 )
 from kdrun.losses.peers import CollaborativeLearning, MutualLearning
+from kdrun.losses.policies import PolicyKL, Viper
 from kdrun.losses.relations import (
     ContrastiveKD,
     CorrelationCongruence,
@@ -91,6 +92,7 @@ __all__ = [
     "Overhaul",
     "PastSelf",
     "PearsonCorrelation",
+    "PolicyKL",
     "PrimeAware",
     "ProbabilisticTransfer",
     "RefinedLogits",
@@ -109,6 +111,7 @@ __all__ = [
     "TransformedTeacher",
     "Triplet",
     "VariationalInformation",
+    "Viper",
     "VirtualTeacher",
     "WassersteinFeatures",
     "WassersteinLogits",

@@ -170,7 +170,11 @@ class HardTargets(LogitLoss):
             losses=[{"kind": "ce", "weight": 0.5}, {"kind": "hard", "weight": 0.5}],
             source="Touvron et al., Training Data-Efficient Image Transformers & Distillation through "
             "Attention, 2021",
-        )
+        ),
+        "policy-nll": Published(
+            losses=[{"kind": "hard", "weight": 1}],
+            source="Rusu et al., Policy Distillation, 2015: the action of the largest Q-value",
+        ),
     }
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -203,7 +207,11 @@ class LogitMSE(LogitLoss):
         "logit-mse": Published(
             losses=[{"kind": "logit-mse", "weight": 1}],
             source="Ba, Caruana, Do Deep Nets Really Need to be Deep?, 2014",
-        )
+        ),
+        "policy-mse": Published(
+            losses=[{"kind": "logit-mse", "weight": 1}],
+            source="Rusu et al., Policy Distillation, 2015: of Q-values, there summed over the actions",
+        ),
     }
 
     def divergence(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

@@ -51,6 +51,8 @@ GRAPHS = {"appnp"}
 TOGETHER = {"ensemble", "cascade"}
 COMPRESSED = ["int8", "pruned"]
 """Those of tests/test_together.py, which are made of others."""
+AGENTS = {"dqn", "ppo"}
+"""Those of tests/test_agents.py, which read rows of numbers."""
 SMALL = {
     "torchvision": {"name": "shufflenet_v2_x0_5"},
     "timm": {"name": "test_resnet"},
@@ -101,7 +103,17 @@ def test_the_literatures_networks_have_its_parameter_counts(kind):
 
 def test_no_kind_is_left_out_here():
     own = {k for k in registry.MODELS if registry.MODELS[k].__module__.startswith("kdrun.")}
-    assert own == {*PARAMETERS, *SIMPLE, *TREES, *GRAPHS, *TOGETHER, *COMPRESSED, "torchvision", "timm"}
+    assert own == {
+        *PARAMETERS,
+        *SIMPLE,
+        *TREES,
+        *GRAPHS,
+        *TOGETHER,
+        *COMPRESSED,
+        *AGENTS,
+        "torchvision",
+        "timm",
+    }
 
 
 @pytest.mark.parametrize("kind", [*PARAMETERS, *SIMPLE, "torchvision", "timm"])

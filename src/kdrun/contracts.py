@@ -232,6 +232,8 @@ class Model(Component, nn.Module):
     one that learns from teachers."""
     fitted: ClassVar[bool] = False
     """Whether it is fitted at once, in no steps and without gradients; see ``models.fitted``."""
+    reinforced: ClassVar[bool] = False
+    """Whether it learns from rewards, by acting in its data set's environment; see ``models.agents``."""
     combines: ClassVar[bool] = False
     """Whether it is made of finished models, and given them in the place of a shape; see ``models.together``."""
     memory: int = 0

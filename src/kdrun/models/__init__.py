@@ -1,5 +1,6 @@
 """The models, by family; importing this package registers them."""
 
+from kdrun.models.agents import DQN, PPO, Policy
 from kdrun.models.compressed import Compressed, CompressedConfig, Int8, Pruned
 from kdrun.models.external import Timm, Torchvision
 from kdrun.models.fitted import SVC, Fitted, LogisticRegression
@@ -19,8 +20,10 @@ from kdrun.models.weights import load_weights, read_state
 __all__ = [
     "APPNP",
     "CNN",
+    "DQN",
     "GRU",
     "MLP",
+    "PPO",
     "SVC",
     "VGG",
     "AnyNormalization",
@@ -41,6 +44,7 @@ __all__ = [
     "MobileNetV2",
     "Network",
     "Normalization",
+    "Policy",
     "Prepared",
     "Pruned",
     "Recipe",

@@ -30,7 +30,7 @@ FLOORS = [
     {"report"},
     {"config", "objective", "evaluate"},
     {"student", "plan"},
-    {"stack", "trees", "ensembles"},
+    {"stack", "trees", "ensembles", "agents"},
     {"assembly", "cache"},
     {"train", "rehearsal"},
     {"split"},

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from hostile import Calls, saved
-from kdrun import agents, models, registry
+from kdrun import agents, bookkeeping, models, registry
 from kdrun.console import Console
 from kdrun.contracts import Draw
 from kdrun.data import episodes
@@ -28,6 +28,7 @@ from kdrun.models import Lens, Network
 from kdrun.models.agents import falling
 from kdrun.optimization import Training
 from kdrun.schedules import Constant, Linear
+from kdrun.store import Store
 from kdrun.store.forms import Line
 from kdrun.student import Plugs
 from support import results, run
@@ -206,6 +207,28 @@ def test_one_that_is_stopped_leaves_nothing_behind_and_starts_anew(kind, tmp_pat
     assert random.getstate() == before and not list(tmp_path.iterdir())
     assert bits(fit(student)) == bits(fit(agent(kind)))
     assert len(student.metrics) == student.config.looks
+
+
+def test_a_training_that_was_cut_short_starts_anew_and_says_so(tmp_path, capfd):
+    store = Store(tmp_path)
+
+    def begin():
+        """What is said as a process begins it, or begins it again."""
+        place, _ = store.workplace("a/teachers/teacher/seed-0", "f1", {})
+        run_ = SimpleNamespace(title="teacher/seed 0", way="reinforced", learns=True, teachers={})
+        seat = bookkeeping.Seat(run_, place, None, CPU, Console())
+        seat.student = agent("dqn")
+        seat.go_on(None)
+        return place, capfd.readouterr().err
+
+    store.workplace("a/teachers/teacher/seed-0", "f1", {})  # and a process that was killed after that
+    place, told = begin()
+    assert told == ""
+    assert begin()[1] == (
+        "teacher/seed 0: its training was cut short, and an agent has no checkpoints: it starts anew\n"
+    )
+    place.fail({"epoch": 0, "step": 0, "what": "it diverged"})
+    assert begin()[1] == ""
 
 
 @pytest.mark.parametrize(("kind", "words"), [("dqn", "not finite"), ("ppo", "cannot train")])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kdrun import ensembles, models
+from kdrun.agents import Agent
 from kdrun.assembly import from_file, make_student, resolve_bf16, state_of
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
@@ -117,7 +118,11 @@ class Seat:
         return checkpoint
 
     def go_on(self, checkpoint: Checkpoint | None) -> None:
-        """Put the student at a checkpoint, if there is one."""
+        """Put the student at a checkpoint, if there is one; tells of an agent that lost what it had learnt."""
+        if isinstance(self.student, Agent) and self.workplace.cut_short:
+            self.console.say(
+                f"{self.run.title}: its training was cut short, and an agent has no checkpoints: it starts anew"
+            )
         self.workplace.begin(self.student.total_steps, self.resolved, checkpoint)
         if checkpoint is not None:
             assert isinstance(self.student, Student)

@@ -152,6 +152,12 @@ class Workplace:
         """Whether the last attempt stopped by itself."""
         return (self.folder / "failure.json").exists()
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether an attempt was begun, and neither finished nor stopped by itself."""
+        begun = self.store.read(self.folder / "begun.json")
+        return begun is not None and "total_steps" in begun and not self.failed  # a mere claim has none
+
     def newest(self, most: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, of no later step than ``most``, and warnings about damaged ones."""
         return checkpoints.newest(self.folder, self.fingerprint, most)

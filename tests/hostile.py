@@ -3,6 +3,7 @@
 What is made gets ``ran``, the path of a file that foreign code makes if it is run.
 """
 
+import base64
 import contextlib
 import gzip
 import io
@@ -396,6 +397,44 @@ SAFETENSORS = {
 }
 
 
+def agent(compression=zipfile.ZIP_STORED, **entries):
+    """An archive as stable-baselines3 writes them, with some of its files changed."""
+    buffer = io.BytesIO()
+    policy = {f"q_net.q_net.{2 * number}.weight": torch.ones(3, 8) for number in range(2)}
+    contents = {"data": b"{}", "policy": saved(policy), "optimizer": saved({})} | entries
+    names = {"policy": "policy.pth", "optimizer": "policy.optimizer.pth"}
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(names.get(name, name), content)
+    return buffer.getvalue()
+
+
+def pickled_facts(ran):
+    """What an archive holds of its agent beside weights, as a call of the shell."""
+    fact = {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(evil(ran))).decode()}
+    return json.dumps({"policy_kwargs": fact, "policy_class": fact}).encode()
+
+
+AGENTS = {
+    "the shell in its policy": lambda ran: agent(policy=saved({"a": torch.ones(1), "b": evil(ran)})),
+    "the shell in a bare pickle": lambda ran: agent(policy=pickle.dumps(evil(ran))),
+    "the shell in its optimizer": lambda ran: agent(optimizer=saved(evil(ran))),
+    "the shell in its facts": lambda ran: agent(data=pickled_facts(ran)),
+    "the shell in a file of any name": lambda ran: agent(**{"tensors.pth": saved(evil(ran))}),
+    "facts without end": lambda ran: agent(data=b"[" * 200_000),
+    "facts that are no text": lambda ran: agent(data=bytes(range(256))),
+    "a bomb": lambda ran: agent(zipfile.ZIP_DEFLATED, policy=bytes(1 << 25)),
+    "a bomb in its policy": lambda ran: agent(
+        policy=packed(b"\x80\x02}.", ("data/0", bytes(1 << 25)), compression=zipfile.ZIP_DEFLATED)
+    ),
+    "bytes made where they are read": lambda ran: agent(
+        policy=saved({"a": Calls(bytearray, 3 << 30)}, pickle_protocol=2)
+    ),
+    "cut": lambda ran: cut(agent(), 90),
+    "a terminal's letters": lambda ran: agent(policy=saved({"\x1b[2J\r": torch.ones(1)})),
+}
+
+
 WEIGHTS = {
     f"{family}: {name}": (file, make)
     for family, file, cases in (
@@ -403,6 +442,7 @@ WEIGHTS = {
         ("tensor", "hostile.pt", TENSORS),
         ("broken", "hostile.pt", BROKEN),
         ("safetensors", "hostile.safetensors", SAFETENSORS),
+        ("agent", "hostile.zip", AGENTS),
     )
     for name, make in cases.items()
 }

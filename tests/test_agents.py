@@ -43,6 +43,7 @@ SHORT = {
         "steps": 400,
         "learning_starts": 50,
         "train_freq": 4,
+        "n_steps": 3,
         "target_update_interval": 50,
         "learning_rate": 0.01,
         "looks": 4,

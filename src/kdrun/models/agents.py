@@ -227,6 +227,8 @@ class DQN(Policy):
         """steps of random actions before it learns"""
         tau: float = Field(default=1.0, gt=0, le=1)
         """share of the network that goes into the target network at each update of that"""
+        n_steps: int = Field(default=1, ge=1)
+        """rewards that are added up before the value of what comes after them is; more are heard of sooner"""
         train_freq: int = Field(default=4, ge=1)
         """steps between two times that it learns"""
         gradient_steps: int = Field(default=1, ge=-1)

@@ -558,7 +558,7 @@ def test_a_policy_of_before_archives_is_read(trained, tmp_path):
 TEXT = """
 name: taught
 device: cpu
-dataset: {kind: synthetic, shape: [4], classes: 2, samples: 64, test_samples: 30}
+dataset: {kind: gym, env: CartPole-v1, states: 64, episodes: 4}
 seeds: [0]
 training: {epochs: 2, batch_size: 16}
 teacher: {model: {kind: dqn, hidden: [8, 6]}, weights: AGENT}

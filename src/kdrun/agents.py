@@ -218,9 +218,13 @@ class Agent(Learner):
     def flush(self) -> None:
         """Nothing is left on the device."""
 
+    def exported(self) -> Frozen:
+        """The network as it was taken over."""
+        return self.network.copied(self.policy, self.policy.state_dict())
+
     def selected(self) -> Frozen:
         """The trained network."""
-        return self.network.copied(self.policy, self.policy.state_dict())
+        return self.exported()
 
 
 def _practice(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdrun import models, registry
+from kdrun.agents import Agent, demand_trainer
 from kdrun.config import Config
 from kdrun.config.finished import number_problems, sample_problems
 from kdrun.console import Console
@@ -37,7 +38,7 @@ from kdrun.randomness import derive, generator
 from kdrun.store import Result
 from kdrun.store.forms import foreign
 from kdrun.store.runs import FOLDS
-from kdrun.student import Plugs, Student
+from kdrun.student import Learner, Plugs, Student
 from kdrun.trees import FittedStudent
 
 DRY_SAMPLES = 8
@@ -149,6 +150,17 @@ def keys_pointed_at(config: Config) -> Iterator[None]:
         raise config.error([Problem(tuple(named[1].split(".")), named[2])]) from error
 
 
+def shown(
+    run: Run, finished: Callable[[Run], Result | None], dataset: Dataset, device: torch.device
+) -> Dataset:
+    """The data set as a run sees it: where a teacher has to show the samples, as that one shows them."""
+    if (demonstrator := run.demonstrator) is None:
+        return dataset
+    return dataset.shown_by(
+        demonstrator.fingerprint, lambda: frozen(demonstrator, finished(demonstrator), dataset.spec, device)
+    )
+
+
 def bare_network(run: Run, spec: Spec, device: torch.device) -> Network:
     """The run's network for weights that come from elsewhere: no file is read, nothing downloaded."""
     return fresh_network(run.without_files(), spec, device)
@@ -228,6 +240,17 @@ def teacher(run: Run, result: Result | None, dataset: Dataset, device: torch.dev
     return frozen(run, result, dataset.spec, device, _heard_of(dataset, given, run.draw.given))
 
 
+def teachers(
+    group: Iterable[Run], finished: Callable[[Run], Result | None], dataset: Dataset, device: torch.device
+) -> dict[Run, Frozen]:
+    """The finished teachers of a group, as they teach it."""
+    return {
+        run: teacher(run, finished(run), dataset, device, one.draw.given)
+        for one in group
+        for run in one.teachers.values()
+    }
+
+
 def _heard_of(dataset: Dataset, given: bool, learnt_from_given: bool) -> np.ndarray:
     """Where samples (N,), of the students' or all, stand among those that a teacher learnt from; -1 for others."""
     if given == learnt_from_given:
@@ -266,9 +289,11 @@ def make_student(
     dataset: Dataset,
     device: torch.device,
     origin: Mapping[str, torch.Tensor] | None = None,
-) -> Student | FittedStudent:
+) -> Learner:
     """The run's student before it has learnt anything; what is made of a finished run is given the state of that."""
     network = fresh_network(run, dataset.spec, device, origin)
+    if run.way == "reinforced":
+        return agent_of(run, network, dataset.spec)
     given = run.draw.given
     if rounds(network.model):
         seen = next(iter(dataset.split("train", RANGE_SAMPLES, given))).to(device)
@@ -380,6 +405,13 @@ def student_of(run: Run, around: Surroundings, steps: int) -> Student:
         resolve_bf16(run.training, shape, around.student.device),
         Plugs(run.stages, run.momentum_gap),
     )
+
+
+def agent_of(run: Run, network: Network, spec: Spec) -> Agent:
+    """The run's agent before it has acted; raises ``Mismatch`` where what trains it is not installed."""
+    demand_trainer()
+    nothing = Objective(run.losses, dry_surroundings(run, network, {}, spec, DRY_SAMPLES))
+    return Agent(run.title, network, nothing, run.training, run.draw, Plugs())
 
 
 def fitted_of(run: Run, around: Surroundings) -> FittedStudent:

@@ -19,7 +19,7 @@ from kdrun.assembly import from_file, make_student, resolve_bf16, state_of
 from kdrun.cache import Faculty, LookedUp
 from kdrun.config import Config
 from kdrun.console import Console
-from kdrun.contracts import Dataset, Split
+from kdrun.contracts import Dataset, Played, Split
 from kdrun.errors import Problem, StoreError, TrainingError, UsageError, shown
 from kdrun.evaluate import answers, likenesses, paused, scores_of, temperature
 from kdrun.interrupts import Stop
@@ -31,7 +31,7 @@ from kdrun.statistics.scores import details
 from kdrun.store import Result, Store, Workplace
 from kdrun.store.checkpoints import Checkpoint
 from kdrun.store.lock import locked
-from kdrun.store.runs import RULES
+from kdrun.store.runs import EPISODE, RULES
 from kdrun.student import Learner, Student
 from kdrun.trees import rules_of
 
@@ -81,6 +81,7 @@ class Seat:
     saved: int | None = field(init=False, default=None)
     stacked: bool = field(init=False, default=False)
     closed: bool = field(init=False, default=False)
+    _played: Played | None = field(init=False, default=None)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -162,6 +163,22 @@ class Seat:
             return ensembles.combined(self.run, teachers, self.dataset, pause)
         return None if self.student.failure is not None else self.student.selected()
 
+    @property
+    def scored_on(self) -> Split:
+        """The split that it is scored on, once."""
+        return "test" if self.run.trial is None else "validation"
+
+    def shown_by_itself(self, network: Frozen) -> None:
+        """Have a teacher that nobody showed anything see the samples that it shows, where it has to show them."""
+        if self.run.demonstrator is None:
+            self.dataset = self.dataset.shown_by(self.run.fingerprint, lambda: network)
+
+    def played(self, network: Frozen, pause: Callable[[], None]) -> Played | None:
+        """What it does in the episodes that it is scored in, where it is to act."""
+        if self._played is None and self.dataset.plays:
+            self._played = self.dataset.play(network, self.scored_on, pause)
+        return self._played
+
     def finish(
         self, network: Frozen | None, likeness: Mapping[str, Any] | None, pause: Callable[[], None]
     ) -> str | None:
@@ -174,12 +191,11 @@ class Seat:
             failure = self.student.failure
             assert failure is not None
             return f"{self.run.title}: stopped: {failure}; {failure.cure}"
-        scored_on: Split = "test" if self.run.trial is None else "validation"
         given = self.run.draw.given
-        batches = paused(self.dataset.split(scored_on, given=given), pause)
-        predictions = answers(network, batches, self.run.metric)
+        batches = paused(self.dataset.split(self.scored_on, given=given), pause)
+        predictions = answers(network, batches, self.run.metric, self.played(network, pause))
         if predictions is None:
-            what = f"the outputs on the {scored_on} set are not finite"
+            what = f"the outputs on the {self.scored_on} set are not finite"
             self.workplace.fail({"epoch": None, "step": None, "what": what})
             cure = "try a smaller learning rate" if self.run.learns else "look at its weights"
             return f"{self.run.title}: {what}; {cure}"
@@ -210,7 +226,7 @@ class Seat:
                 "zeros": models.zeros(model),
             },
             "resolved": self.resolved,
-            "protocol": self._protocol(len(predictions["labels"])),
+            "protocol": self._protocol(len(predictions.get("returns", predictions["labels"]))),
             "train_seconds": self.student.seconds if learnt else 0.0,
             "teacher_weights": self.student.objective.fitted_shares if learnt else {},
             "members": members,
@@ -218,6 +234,8 @@ class Seat:
         extras = dict(self.student.extras) if learnt else {}
         if isinstance(model, models.Tree):
             extras[RULES] = rules_of(network, self.dataset, self.run.draw.given)
+        if (seen := self.dataset.film(network)) is not None:
+            extras[EPISODE] = seen
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True
         return None
@@ -240,6 +258,7 @@ class Seat:
         transferred = self.dataset.transfer_samples if given else 0
         return {
             "dataset": self.dataset.config.kind,
+            "setting": self.dataset.setting,
             "split": "test",
             "train_samples": len(self.dataset.places(given)) - transferred,
             "transfer_samples": transferred or None,
@@ -372,6 +391,9 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
         if seat.stacked:  # or its last steps might lack one that was finished before it was saved
             seat.save()
     networks = [seat.outcome(teachers, pause) for seat in seats]
+    for seat, network in zip(seats, networks, strict=True):
+        if network is not None:
+            seat.shown_by_itself(network)
     taught = [
         (seat, network, [teachers[run] for run in seat.run.teachers.values()])
         for seat, network in zip(seats, networks, strict=True)
@@ -386,6 +408,9 @@ def finish(seats: Sequence[Seat], teachers: Mapping[Run, Frozen], pause: Callabl
         figures = likenesses([(network, of) for _, network, of in taught], batches)
         for (seat, _, _), one in zip(taught, figures, strict=True):
             alike[seat.run.fingerprint][split] = one
+    for seat, network, of in taught:
+        if (played := seat.played(network, pause)) is not None:
+            [alike[seat.run.fingerprint]["own"]] = likenesses([(network, of)], played.states)
     told = [
         seat.finish(network, alike.get(seat.run.fingerprint), pause)
         for seat, network in zip(seats, networks, strict=True)

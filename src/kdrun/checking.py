@@ -19,6 +19,9 @@ from kdrun.plan import Kin, Plan, Run, plan
 from kdrun.rehearsal import Rehearsed, rehearse
 from kdrun.store import Store
 
+WITHOUT_TIME = {"fitted": "is fitted at once", "reinforced": "learns by acting"}
+"""Ways to learn whose time nobody knows before."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -69,6 +72,11 @@ class Checked:
         lines = []
         for one in self.rehearsed:
             terms = ", ".join(f"{name} {value:.3g}" for name, value in one.terms.items())
+            if one.run.way == "reinforced":
+                name, steps = one.run.name, f"{self.steps[one.run.kin]:,}"
+                sizes = f"{one.parameters:,}", "", f"{one.macs:,}", "", steps, str(self.todo[one.run.kin])
+                lines.append([name, "teacher", *sizes, "", "learns by acting"])
+                continue
             if one.run.way == "fitted":  # the samples decide its size and its time
                 name, method, most = one.run.name, one.run.method or "teacher", f"≤ {one.parameters:,}"
                 lines.append(
@@ -111,11 +119,12 @@ class Checked:
         total = sum(self.seconds(one) for one in self.rehearsed)
         compared = [sentence for one in self.rehearsed for sentence in one.compared]
         planned, here, told = self.groups()
-        fitted = any(one.run.way == "fitted" for one in self.rehearsed)
+        ways = {one.run.way for one in self.rehearsed}
+        unknown = [said for way, said in WITHOUT_TIME.items() if way in ways]
         return [
             *compared,
             f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
-            f"runs there (from one step of each{', without what is fitted at once' * fitted})",
+            f"runs there (from one step of each{', without what '.join(['', *unknown])})",
             f"about {told_size(self.memory_bytes)} of memory for the largest group, the data and torch itself not "
             f"counted; {told_size(self.free)} are free",
             *told,
@@ -168,8 +177,14 @@ def check(config: Config, store: Store, console: Console, on_device: bool = Fals
         for run in planned.runs
         if store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
     ]
-    steps = {one.run.kin: dataset.steps(one.run.draw) * one.run.training.epochs for one in rehearsed}
+    steps = {one.run.kin: _steps(one.run, dataset) for one in rehearsed}
     return Checked(planned, rehearsed, steps, unfinished, device, dataset, memory.free_memory(device))
+
+
+def _steps(run: Run, dataset: Dataset) -> int:
+    """The steps of a training; of an agent those in its environment."""
+    acting: int | None = getattr(run.model, "all_steps", None) if run.way == "reinforced" else None
+    return dataset.steps(run.draw) * run.training.epochs if acting is None else acting
 
 
 def clock(seconds: float) -> str:

@@ -571,6 +571,25 @@ class Queries(Schema):
         return self
 
 
+class Rollouts(Schema):
+    """States that are gathered while a student learns, and what the teacher would do there.
+
+    A student that imitates its teacher's own states never sees those that its own mistakes lead to: Ross, Gordon,
+    Bagnell, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning", 2011 (DAgger).
+    """
+
+    source: Literal["teacher", "student", "mixed"] = "student"
+    """who acts in the episodes: the teacher, the student as it is by then, or in each step one of them"""
+    states: int = Field(default=1000, ge=1)
+    """how many states are gathered before each epoch but the first; in whole episodes, the last one cut off"""
+    start: int | None = Field(default=None, ge=1)
+    """with how many of the recorded states it begins; with all where nothing is said"""
+    cap: int = Field(default=100_000, ge=1)
+    """how many states are kept at most, the recorded ones among them; the oldest ones go first"""
+    teacher_share: float = Field(default=0.5, gt=0, lt=1)
+    """mixed: how probable it is that the teacher acts in a step"""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """How batches are drawn for a group: equal draws give equal batches.
@@ -579,7 +598,9 @@ class Draw:
     ``labelled_only`` draws from the labelled samples only, ``labelled_share`` is theirs in each batch where it is not
     left to chance. ``mixup`` and ``cutmix`` are the α of their Beta
     distributions, 0 for none; with both, each batch is mixed in one of the two ways. Batches have their share
-    of ``queries``. ``purpose`` keeps the orders of teachers and students apart.
+    of ``queries``, and are of what was gathered by ``rollouts``, whose states are the ``actor``'s own where it has one.
+    Samples that a teacher has shown are those of the ``demonstrator``. ``purpose`` keeps the orders of teachers and
+    students apart.
     """
 
     seed: int
@@ -590,12 +611,29 @@ class Draw:
     mixup: float = 0.0
     cutmix: float = 0.0
     queries: Queries | None = None
+    rollouts: Rollouts | None = None
+    actor: str = ""
+    demonstrator: str = ""
     purpose: str = "student"
 
     @property
     def given(self) -> bool:
         """Whether it sees what the students see, and not what the teachers see."""
         return self.labels == "given"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a policy did in E episodes, and the states in which it was asked.
+
+    ``returns`` (E,) float64 are sums of rewards, ``lengths`` (E,) int64 steps; an episode is ``truncated`` (E,) bool
+    where the limit of time ended it, and not the environment.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+    states: Sequence[Batch] = ()
 
 
 class Kept(Protocol):
@@ -636,10 +674,17 @@ class Dataset(Component, ABC):
     family = "dataset"
     config: DatasetConfig
     spec: Spec
+    plays: ClassVar[bool] = False
+    """Whether its samples are states of an environment, in which what learns from it is to act."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """All that decides what the samples are, for the fingerprint: contents, not places."""
+
+    @property
+    def setting(self) -> str | None:
+        """What is told of it beside its kind, in the protocol."""
+        return None
 
     @property
     def at_hand(self) -> bool:
@@ -750,5 +795,26 @@ class Dataset(Component, ABC):
             digest.update(batch.views[self.spec.default_view].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def refresh(self, epoch: int, students: list[Any]) -> None:
-        """Called before each epoch: a set that grows with its students (rollouts, queries) does so here."""
+    def refresh(self, epoch: int, students: Sequence[Any]) -> None:
+        """Called before each epoch: a set that grows with its students does so here, in their ``gathered``."""
+
+    def gathered(self, draw: Draw, batch_size: int) -> Iterator[Batch]:
+        """All that was gathered by the ``rollouts`` of a draw until now, in its order."""
+        raise AssertionError(f"{type(self).__name__} gathers nothing")
+
+    def shown_by(self, name: str, demonstrator: Callable[[], Predictor]) -> Dataset:
+        """The set with the samples that a finished teacher, known by a name, shows; itself where none has to."""
+        return self
+
+    def play(
+        self, policy: Predictor, split: Split, pause: Callable[[], None], episodes: range | None = None
+    ) -> Played:
+        """What a policy does in the episodes of a split, which are the same for all; where the set ``plays``.
+
+        Of the validation split any ``episodes`` may be asked for, by their numbers. ``pause`` is called at each step.
+        """
+        raise AssertionError(f"{type(self).__name__} has no episodes")
+
+    def film(self, policy: Predictor) -> bytes | None:
+        """A test episode of a policy as a GIF; None where there is nothing to be seen."""
+        return None

@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdrun.contracts import HIDDEN, Batch, Predictor
+from kdrun.contracts import HIDDEN, Batch, Played, Predictor
 from kdrun.models import Network
 from kdrun.statistics.retrieval import retrieved
+from kdrun.statistics.returns import scores_of_returns
 from kdrun.statistics.scores import RECALL, all_scores, divergence, ensemble, fitted_temperature
 
 WARM_UP, ROUNDS, FEW_ROUNDS = 5, 60, 7
@@ -43,10 +44,13 @@ def predict(
     return {name: torch.cat(part).numpy() for name, part in parts.items()}
 
 
-def answers(network: Network, batches: Iterable[Batch], metric: str) -> dict[str, np.ndarray] | None:
+def answers(
+    network: Network, batches: Iterable[Batch], metric: str, played: Played | None = None
+) -> dict[str, np.ndarray] | None:
     """What is to be scored of a network on a split: its predictions; None where one of its outputs is not finite.
 
-    Where the metric is of embeddings, beside them the class (N,) int64 that is ``retrieved`` for each sample.
+    Where the metric is of embeddings, beside them the class (N,) int64 that is ``retrieved`` for each sample; where it
+    was ``played``, what came of each episode.
     """
     layer = network.model.pooled if metric == RECALL else None
     network.tap([] if layer is None else [layer])
@@ -55,12 +59,17 @@ def answers(network: Network, batches: Iterable[Batch], metric: str) -> dict[str
         return None
     if layer is not None:
         found["retrieved"] = retrieved(found.pop("embeddings"), found["labels"])
+    if played is not None:
+        found |= {"returns": played.returns, "lengths": played.lengths, "truncated": played.truncated}
     return found
 
 
 def scores_of(found: Mapping[str, np.ndarray], temperature: float | None = None) -> dict[str, float]:
     """Every score of what was answered."""
-    return all_scores(found["logits"], found["labels"], temperature, found.get("retrieved"))
+    scores = all_scores(found["logits"], found["labels"], temperature, found.get("retrieved"))
+    if "returns" in found:
+        scores |= scores_of_returns(found["returns"], found["lengths"], found["truncated"])
+    return scores
 
 
 def paused(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
@@ -70,9 +79,11 @@ def paused(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batc
         yield batch
 
 
-def score(network: Network, batches: Iterable[Batch], metric: str) -> dict[str, float]:
+def score(
+    network: Network, batches: Iterable[Batch], metric: str, played: Played | None = None
+) -> dict[str, float]:
     """Every score of a split, the metric's among them; none where an output is not finite."""
-    found = answers(network, batches, metric)
+    found = answers(network, batches, metric, played)
     return {} if found is None else scores_of(found)
 
 

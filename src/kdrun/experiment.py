@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kdrun import assembly, bookkeeping, memory, records, rehearsal, room, split, trees
+from kdrun import agents, assembly, bookkeeping, memory, records, rehearsal, room, split, trees
 from kdrun.config import Config
 from kdrun.console import Console
 from kdrun.contracts import Dataset
 from kdrun.errors import TrainingError
 from kdrun.interrupts import Stop
-from kdrun.plan import ROLES, Plan, Run, plan
+from kdrun.plan import ROLES, Plan, Run, Way, plan
 from kdrun.store import Result, Store
 from kdrun.train import fit
+
+Ways = dict[Way, Callable[..., None]]
 
 
 @dataclass
@@ -76,20 +78,18 @@ class Experiment:
         """Train a group in lock step, from its checkpoints if there are any, and store its results; what failed."""
         with bookkeeping.locked_group(self.store, group), self.stop.until_done(), memory.watched():
             unfinished = [run for run in group if self.finished(run) is None]
-            where, given = (self.dataset, self.device), group[0].draw.given
+            dataset = assembly.shown(group[0], self.finished, self.dataset, self.device)
+            where = dataset, self.device
             seats, failed = bookkeeping.take_seats(self.store, self.config, unfinished, *where, self.console)
-            teachers = {
-                run: assembly.teacher(run, self.finished(run), *where, given)
-                for one in group
-                for run in one.teachers.values()
-            }
+            teachers = assembly.teachers(group, self.finished, *where)
             bookkeeping.staff(seats, teachers, self.store)
             keeper = bookkeeping.Keeper(seats, self.stop)
             if seats and group[0].learns:
-                learn: Callable[..., None] = trees.fit if group[0].way == "fitted" else fit
+                ways: Ways = {"trained": fit, "fitted": trees.fit, "reinforced": agents.fit}
+                learn = ways[group[0].way]
                 students, epochs = [seat.student for seat in seats], group[0].training.epochs
                 with keeper.telling(self.console, bookkeeping.title([seat.run for seat in seats])):
-                    learn(students, self.dataset, epochs, self.console, keeper.pause)
+                    learn(students, dataset, epochs, self.console, keeper.pause)
             return [*map(TrainingError, failed + bookkeeping.finish(seats, teachers, keeper.pause))]
 
     def check_teachers(self, runs: Iterable[Run]) -> None:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from kdrun.contracts import Queries
+from kdrun.contracts import Queries, Rollouts
 from kdrun.schedules import AnySchedule, Cosine
 from kdrun.schema import Schema, kind_alone
 
@@ -95,6 +95,8 @@ class Recipe(Schema):
     """α of cutmix's Beta distribution; 0 for none; with both, each batch is mixed in one of the two ways"""
     queries: Queries | None = None
     """further samples, of which only the teachers say what they are: training samples with noise, or mixed"""
+    rollouts: Rollouts | None = None
+    """of a student that is to act: states that are gathered while it learns, its own or its teacher's"""
     labelled_share: float | None = Field(default=None, gt=0, lt=1)
     """where few samples have a label that the students see: their share in each batch of a student that learns from the
     others, too; as they come where nothing is said"""
@@ -136,7 +138,7 @@ class Training(Recipe):
         return highest * rising * self.schedule.factor(epoch, self.epochs)
 
 
-SEEN_BY_FITTED = ("epochs", "batch_size", "label_smoothing", "mixup", "cutmix", "queries")
+SEEN_BY_FITTED = ("epochs", "batch_size", "label_smoothing", "mixup", "cutmix", "queries", "rollouts")
 """The keys that decide what a model learns that is fitted at once: which samples it is shown."""
 
 Part = Literal["adapters", "body", "classifier"]

@@ -30,7 +30,7 @@ RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
-STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set"}
+STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set", "states"}
 """Keys of a data set that decide nothing for a teacher."""
 LATER = {"leave_out", "transfer_set", "unseen"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
@@ -38,7 +38,7 @@ LATER_OF_MODELS = {"distillation_token"}
 """Options of models of which the same is true."""
 
 ROLES = ("teacher", "student")
-Way = Literal["read", "combined", "fitted", "trained"]
+Way = Literal["read", "combined", "fitted", "trained", "reinforced"]
 Kin = tuple[str, str, str | None, int | None]
 """Role, name, method and trial: what runs have in common that differ by their seeds."""
 
@@ -70,6 +70,8 @@ class Run:
     teachers: dict[str, Run] = field(default_factory=dict)
     origin: Run | None = None
     """the finished run that its model is made of"""
+    demonstrator: Run | None = None
+    """the teacher whose samples it sees, where a teacher has to show them"""
     weights: Any = None
     expect: float | None = None
     weights_hash: str | None = None
@@ -86,21 +88,26 @@ class Run:
 
     @property
     def way(self) -> Way:
-        """How it comes to its weights: read from a file, those of its teachers, fitted at once, or trained in steps."""
+        """How it comes to its weights: from a file, of its teachers, at once, in steps, or by acting for rewards."""
         if self.weights is not None:
             return "read"
         model = registry.MODELS[self.model.kind]
+        if model.reinforced:
+            return "reinforced"
         return "combined" if model.combines else "fitted" if model.fitted else "trained"
 
     @property
     def learns(self) -> bool:
         """Whether there is anything that it learns from."""
-        return self.way in ("fitted", "trained")
+        return self.way in ("fitted", "trained", "reinforced")
 
     @property
     def needs(self) -> list[Run]:
         """The runs that have to be finished before it begins."""
-        return [*self.teachers.values(), *([self.origin] if self.origin is not None else [])]
+        return [
+            *self.teachers.values(),
+            *(run for run in (self.origin, self.demonstrator) if run is not None),
+        ]
 
     @property
     def kin(self) -> Kin:
@@ -160,6 +167,7 @@ class Run:
             "momentum_gap": self.momentum_gap,
             **({"folds": self.folds} if self.folds else {}),
             **({"origin": self.origin.fingerprint} if self.origin is not None else {}),
+            **({"demonstrator": self.draw.demonstrator} if self.draw.demonstrator else {}),
         }
 
     @property
@@ -169,9 +177,11 @@ class Run:
     def _training_inputs(self) -> dict[str, Any]:
         """What of its training decides the result."""
         training = self.training.model_dump(mode="json")
+        if self.way == "reinforced":  # its model says how
+            return {}
         if self.way == "fitted":
             training = {key: value for key, value in training.items() if key in SEEN_BY_FITTED}
-        idle = {key for key in ("queries", "labelled_share") if getattr(self.draw, key) is None}
+        idle = {key for key in ("queries", "labelled_share", "rollouts") if getattr(self.draw, key) is None}
         idle |= {key for key in ("frozen_epochs", "body_lr") if not getattr(self.training, key)}
         return {key: value for key, value in training.items() if key not in idle}
 
@@ -222,6 +232,7 @@ class Run:
     @cached_property
     def draw(self) -> Draw:
         """Which batches it sees."""
+        rollouts = self.training.rollouts if self.demonstrator is not None else None
         return Draw(
             seed=self.seed,
             batch_size=self.training.batch_size,
@@ -231,6 +242,9 @@ class Run:
             mixup=self.training.mixup,
             cutmix=self.training.cutmix,
             queries=self.training.queries if self.teachers else None,
+            rollouts=rollouts,
+            actor=self.title if rollouts is not None and rollouts.source != "teacher" else "",
+            demonstrator="" if self.demonstrator is None else self.demonstrator.fingerprint,
             purpose=self.role,
         )
 
@@ -374,6 +388,7 @@ def _teacher_run(
 ) -> Run:
     sources = {source: _serving(source, seed, known) for source in teacher.sources}
     method, as_students = config.teaching(teacher, ("teachers", name, "method")), teacher.labels == "given"
+    demonstrator = config.experiment.demonstrator if teacher.sources else None
     return _run(
         config,
         teacher,
@@ -393,6 +408,7 @@ def _teacher_run(
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
         folds=teacher.folds,
+        demonstrator=None if demonstrator is None else _serving(demonstrator, seed, known),
     )
 
 
@@ -437,6 +453,7 @@ def _student_run(
     teachers: dict[tuple[str, int], Run],
 ) -> Run:
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
+    demonstrator = config.experiment.demonstrator
     return _run(
         config,
         student,
@@ -449,6 +466,7 @@ def _student_run(
         data=data,
         labelled_only=_labelled_only(config, method),
         teachers={teacher: _serving(teacher, seed, teachers) for teacher in names},
+        demonstrator=None if demonstrator is None else _serving(demonstrator, seed, teachers),
     )
 
 

@@ -11,8 +11,10 @@ from itertools import pairwise
 import torch
 
 from kdrun import models, registry
+from kdrun.agents import Agent
 from kdrun.assembly import (
     DRY_SAMPLES,
+    agent_of,
     bare_network,
     dry_surroundings,
     finished_network,
@@ -92,6 +94,7 @@ def rehearse(
         try:
             with _memory_told(run, "as it is built; write a smaller model"):
                 network = _without_download(run, spec, device)
+                agent = agent_of(run, network, spec) if run.way == "reinforced" else None
                 if run.role == "teacher":
                     teachers[run.name] = (
                         from_file(run, spec, device)
@@ -113,6 +116,9 @@ def rehearse(
         found += _mixing_problems(run, spec)
         problems += found
         if found or not run.learns:
+            continue
+        if agent is not None:
+            shown[run.kin] = _unknown_until_it_acts(run, agent, spec)
             continue
         if run.way == "fitted":
             shown[run.kin] = _dry_lesson(run, bare_network(run, spec, device), teachers, shown, dataset)
@@ -263,6 +269,28 @@ def _dry_lesson(
         stackable=False,
         looked_up=run.training.cache and student.objective.tables_suffice(own, dataset.copied_views),
         table_numbers={name: said.logits[0].numel() for name, said in taught.items()},
+        step_seconds=0.0,
+        teacher_seconds=0.0,
+        terms={},
+        compared=[],
+    )
+
+
+def _unknown_until_it_acts(run: Run, agent: Agent, spec: Spec) -> Rehearsed:
+    """What is known of an agent before it has acted: its network, and how much it remembers."""
+    return Rehearsed(
+        run=run,
+        parameters=models.parameters(agent.model),
+        macs=models.macs(agent.model, spec.shapes[agent.network.view]),
+        adapter_parameters=0,
+        teacher_parameters={},
+        samples=run.training.batch_size,
+        activation_bytes=agent.held_bytes,
+        checkpoint_bytes=0,
+        remembered_bytes=0,
+        stackable=False,
+        looked_up=False,
+        table_numbers={},
         step_seconds=0.0,
         teacher_seconds=0.0,
         terms={},

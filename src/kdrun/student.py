@@ -104,6 +104,8 @@ class Learner(ABC):
         self.failure: Failure | None = None
         self.metrics: list[dict[str, Any]] = []
         self.extras: dict[str, bytes] = {}
+        self.gathered: dict[str, Tensor] = {}
+        """What its data set gathered for it, in the data set's own words; it learns from it as from samples."""
 
     @property
     def total_steps(self) -> int:
@@ -113,6 +115,10 @@ class Learner(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Read what was left on the device, above all the ``failure`` if there is one."""
+
+    @abstractmethod
+    def exported(self) -> Frozen:
+        """What it is now: a network that predicts."""
 
     @abstractmethod
     def selected(self) -> Frozen:
@@ -441,6 +447,7 @@ class Student(Learner):
             "optimizer": optimizer_tensors(self.optimizers),
             "average": self.average or {},
             "best": self.best or {},
+            "gathered": self.gathered,
         }
         arrays = {
             f"{part}/{name}": tensor.detach().cpu().contiguous().numpy()
@@ -471,6 +478,7 @@ class Student(Learner):
         load_optimizer_tensors(self.optimizers, parts.get("optimizer", {}))
         self.average = parts.get("average")
         self.best = parts.get("best")
+        self.gathered = parts.get("gathered", {})
         state = checkpoint.state
         if [*state["sums"]] != [*self._sums] or len(state["both_gradients"]) != len(self._both):
             raise ValueError("it is of other losses")

@@ -77,8 +77,9 @@ def _healthy(student: Student, dataset: Dataset, console: Console) -> bool:
 def _validation(student: Student, dataset: Dataset, pause: Callable[[], None]) -> dict[str, float] | None:
     if dataset.config.validation == 0:
         return None
-    held_out = dataset.split("validation", given=student.draw.given)
-    return score(student.exported(), paused(held_out, pause), dataset.config.metric)
+    held_out, network = dataset.split("validation", given=student.draw.given), student.exported()
+    played = dataset.play(network, "validation", pause) if dataset.plays else None
+    return score(network, paused(held_out, pause), dataset.config.metric, played)
 
 
 def _told(students: Sequence[Student]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -34,6 +34,8 @@ from kdrun.student import Failure, Learner, Plugs, lessons_of
 
 CHUNK = 512
 """Samples of a batch where they come in their order."""
+EPISODES = 10
+"""That every candidate of several plays."""
 MOST_CUTS = 200
 """Sizes of a tree that are tried on the validation samples."""
 
@@ -60,6 +62,8 @@ class FittedStudent(Learner):
         assert isinstance(network.model, Fitted)
         self.fitted: Fitted = network.model
         self.masters, self.folds = masters, folds
+        self.candidates: list[dict[str, Tensor]] = []
+        """What it was after each round of several."""
         self._weights = objective.mean_weights(training.epochs, plugs.stages)
         self._wanted = np.empty((0, self.fitted.classes), np.float32)
         self._heard = 0
@@ -151,9 +155,32 @@ class FittedStudent(Learner):
     def flush(self) -> None:
         """Nothing is left on the device."""
 
+    def exported(self) -> Frozen:
+        """The model as it is fitted by now."""
+        return self.network.copied(self.fitted, self.fitted.state_dict())
+
     def selected(self) -> Frozen:
         """The fitted model."""
-        return self.network.copied(self.fitted, self.fitted.state_dict())
+        return self.exported()
+
+    def choose(self, dataset: Dataset, pause: Callable[[], None]) -> None:
+        """Become the best of the candidates in validation episodes.
+
+        All play; the better half plays on, in twice as many, until one is left: Jamieson, Talwalkar, "Non-stochastic
+        Best Arm Identification and Hyperparameter Optimization", 2016.
+        """
+        policies = [self.network.copied(self.fitted, state) for state in self.candidates]
+        left = [(0.0, number, policy) for number, policy in enumerate(policies)]
+        played = 0
+        while len(left) > 1:
+            more = range(played, played + max(played, EPISODES))
+            left = [
+                (total + float(dataset.play(policy, "validation", pause, more).returns.sum()), number, policy)
+                for total, number, policy in left
+            ]
+            left = sorted(left, key=lambda one: one[:2], reverse=True)[: -(-len(left) // 2)]
+            played = more.stop
+        self.fitted.load_state_dict(self.candidates[left[0][1]])
 
 
 @dataclass(frozen=True)
@@ -242,13 +269,50 @@ def fit(
 ) -> None:
     """Show students of one draw the samples, ask each teacher once about each batch, and fit one after the other.
 
-    ``pause`` is called before each batch and each fit; it may raise.
+    Where samples are gathered, that is done in as many rounds as there are epochs, each with what they have become by
+    then. ``pause`` is called before each batch and each fit; it may raise.
     """
-    draw, device = students[0].draw, students[0].network.device
-    dataset.refresh(0, [*students])
-    rounds = rounds_of(dataset, draw, epochs)
+    rounds = rounds_of(dataset, students[0].draw, epochs)
+    names = ", ".join(sorted({student.title.partition("/")[0] for student in students}))
+    batches = sum(one.batches for one in rounds)
+    if students[0].draw.rollouts is None:
+        dataset.refresh(0, students)
+        with console.training(f"{names}: shown the samples", batches, 0, 1):
+            seen = _show(students, dataset, rounds, console, pause)
+        _fit_each(students, seen, dataset, console.say, pause)
+        return
+    with console.training(f"{names}: acts and is fitted again", batches * epochs, 0, epochs):
+        for number in range(epochs):
+            dataset.refresh(number, students)
+            seen = _show(students, dataset, rounds, console, pause)
+            _fit_each(students, seen, dataset, lambda text: None, pause)
+            if any(student.failure is not None for student in students):
+                return
+            console.epoch(number + 1, epochs, f"; {len(seen.places):,} states")
+            for student in students:
+                student.candidates.append(copy.deepcopy(student.fitted.state_dict()))
+    for student in students:
+        if student.training.selection == "best-on-validation":
+            student.choose(dataset, pause)
+
+
+class Seen(NamedTuple):
+    """The samples that were shown: of each view (N, F), and their places in the training set (N,)."""
+
+    inputs: Mapping[str, np.ndarray]
+    places: np.ndarray
+
+
+def _show(
+    students: Sequence[FittedStudent],
+    dataset: Dataset,
+    rounds: Sequence[Round],
+    console: Console,
+    pause: Callable[[], None],
+) -> Seen:
+    """Show students of one draw the samples of some rounds."""
+    draw, device, shapes = students[0].draw, students[0].network.device, dataset.spec.shapes
     samples = sum(one.samples for one in rounds)
-    shapes = dataset.spec.shapes
     inputs = {
         view: np.empty((samples, int(np.prod(shapes[view]))), np.float32)
         for view in {student.network.view for student in students}
@@ -256,26 +320,35 @@ def fit(
     index, heard = np.empty(samples, np.int64), 0
     for student in students:
         student.begin(samples)
-    names = ", ".join(sorted({student.title.partition("/")[0] for student in students}))
-    with console.training(f"{names}: shown the samples", sum(one.batches for one in rounds), 0, 1):
+    began = time.perf_counter()
+    batches = (batch for one in rounds for batch in one.open())
+    for number, batch in enumerate(paused(batches, pause)):
+        seed_device(derive(draw.seed, "lesson", number), device)
+        lessons = lessons_of(students, {draw: batch})
+        share = (time.perf_counter() - began) / len(students)
+        for student, lesson in lessons.items():
+            student.hear(*lesson)
+            student.seconds += share
+        rows = slice(heard, heard := heard + len(batch))
+        for view, x in inputs.items():
+            x[rows] = flat(batch, view).numpy()
+        index[rows] = batch.index.cpu().numpy()
+        console.step(len(batch))
         began = time.perf_counter()
-        batches = (batch for one in rounds for batch in one.open())
-        for number, batch in enumerate(paused(batches, pause)):
-            seed_device(derive(draw.seed, "lesson", number), device)
-            lessons = lessons_of(students, {draw: batch})
-            share = (time.perf_counter() - began) / len(students)
-            for student, lesson in lessons.items():
-                student.hear(*lesson)
-                student.seconds += share
-            rows = slice(heard, heard := heard + len(batch))
-            for view, x in inputs.items():
-                x[rows] = flat(batch, view).numpy()
-            index[rows] = batch.index.cpu().numpy()
-            console.step(len(batch))
-            began = time.perf_counter()
+    return Seen({view: x[:heard] for view, x in inputs.items()}, index[:heard])
+
+
+def _fit_each(
+    students: Sequence[FittedStudent],
+    seen: Seen,
+    dataset: Dataset,
+    say: Callable[[str], None],
+    pause: Callable[[], None],
+) -> None:
+    """Fit one student after the other to what they were shown."""
     for student in students:
         pause()
-        student.fit(inputs[student.network.view][:heard], index[:heard], dataset, console.say)
+        student.fit(seen.inputs[student.network.view], seen.places, dataset, say)
 
 
 @dataclass(frozen=True)
@@ -291,6 +364,8 @@ def rounds_of(dataset: Dataset, draw: Draw, epochs: int) -> list[Round]:
     """What a network of a draw would be shown in so many epochs, each sample once that is the same, and all queries."""
     plain, samples = replace(draw, queries=None), dataset.training_samples(draw)
     pieces = -(-samples // CHUNK)
+    if draw.rollouts is not None:
+        return [Round(samples, pieces, partial(dataset.gathered, draw, CHUNK))]
     copies = dataset.copies(plain) if dataset.spec.shapes.keys() <= {*dataset.copied_views} else None
     if copies is None:
         steps = dataset.steps(plain)

@@ -10,6 +10,7 @@ from kdrun import errors, registry
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
 from kdrun.config.origins import origin_problems
 from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
+from kdrun.config.policies import policy_problems
 from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
@@ -36,6 +37,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _retrieval_problems(experiment)
+    yield from policy_problems(experiment)
     yield from _share_problems(experiment)
     yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)

@@ -152,6 +152,8 @@ def sample_problems(
             words = f"class {moved[0]} is '{shown(theirs[moved[0]])}' in this run, and '{shown(own[moved[0]])}' here"
             yield Problem(path, words, "name a run on the same classes in the same order")
             continue
+        if dataset.plays:  # no agent ever plays an episode that others are scored in
+            continue
         there, here = result["inputs"]["dataset"], dataset.identity()
         if result["protocol"]["test_sha256"] != dataset.test_hash():
             if _samples(there) == _samples(here):

@@ -76,6 +76,10 @@ def supervised() -> Method:
     return control_method(ControlConfig(name=ALONE), (), [])
 
 
+NOTHING = Method("", (), ())
+"""What is learnt by acting has no terms."""
+
+
 def expanded_method(method: MethodConfig, path: errors.Path, teachers: list[str]) -> Method:
     """The method's terms: its own, or the published ones with ``set`` applied; teachers filled in."""
     if method.losses is not None:

@@ -272,6 +272,14 @@ class Experiment(Schema):
         own: Training = merged(self.training, model.training)
         return own
 
+    @property
+    def demonstrator(self) -> str | None:
+        """The teacher that shows the students their samples, where one has to."""
+        if not registry.DATASETS[self.dataset.kind].plays:
+            return None
+        named: str | None = getattr(self.dataset, "demonstrator", None)
+        return named or next((name for name, teacher in self.teachers.items() if not teacher.sources), None)
+
     def control_path(self, name: str) -> errors.Path:
         """Where a control stands in the config."""
         listed: list[str] = [c.name for c in self.controls] if isinstance(self.controls, list) else []

@@ -14,6 +14,7 @@ from kdrun import errors, registry
 from kdrun.config.checks import cross_checks
 from kdrun.config.finished import fill_in
 from kdrun.config.mixes import (
+    NOTHING,
     Method,
     by_label,
     control_method,
@@ -69,6 +70,8 @@ class Config:
 
     def teaching(self, teacher: TeacherConfig, path: errors.Path) -> Method:
         """What a teacher is trained with: the labels, or the method by which others teach it."""
+        if registry.MODELS[teacher.model.kind].reinforced:
+            return NOTHING
         if teacher.method is None:
             return supervised()
         return self.method(teacher.method, path).towards(teacher.sources)

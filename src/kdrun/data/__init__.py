@@ -3,8 +3,18 @@
 Importing this package registers every kind.
 """
 
-from kdrun.data import bundled, own, synthetic, vision
+from kdrun.data import bundled, gym, own, synthetic, vision
 from kdrun.data.augmentation import PictureConfig
 from kdrun.data.base import HeldOutConfig, Raw, SampleSet
 
-__all__ = ["HeldOutConfig", "PictureConfig", "Raw", "SampleSet", "bundled", "own", "synthetic", "vision"]
+__all__ = [
+    "HeldOutConfig",
+    "PictureConfig",
+    "Raw",
+    "SampleSet",
+    "bundled",
+    "gym",
+    "own",
+    "synthetic",
+    "vision",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -22,8 +23,8 @@ PURPOSES: Final[tuple[Purpose, ...]] = ("test", "validation", "recorded", "train
 MOST_SEED = 2**31
 """Gymnasium takes any, other libraries no more."""
 
-FRAMES, FRAME_WIDTH, FRAME_COLOURS, FRAME_SECONDS = 120, 240, 32, 0.05
-"""Of a film: its pictures at most, their width in pixels, their colours, and how long each is shown."""
+FRAMES, FRAME_WIDTH, FRAME_COLOURS, FRAME_MILLISECONDS = 100, 300, 32, 50
+"""Of a film: its pictures at most, about their width in pixels, their colours, and how long each is shown."""
 
 
 class EnvironmentConfig(Schema):
@@ -182,29 +183,29 @@ def play(
 
 def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
     """An episode as a GIF, of evenly chosen pictures; None where the environment cannot be looked at."""
+    [episode] = play(config, act, [seed])
+    chosen = {*np.linspace(0, len(episode), min(FRAMES, len(episode) + 1)).round().astype(int).tolist()}
+    frames = []
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are wanted, and no window
     try:
         made = opened(config, render=True)
-        seen = np.asarray(made.reset(seed=seed)[0], np.float32)
-        pictures, done = [made.render()], False
-        while not done:
-            [action] = act(seen[None], [seed]).tolist()
-            after, _, ended, cut, _ = made.step(action + int(made.action_space.start))
-            seen, done = np.asarray(after, np.float32), bool(ended or cut)
-            pictures.append(made.render())
+        made.reset(seed=seed)
+        first = int(made.action_space.start)
+        for step, action in enumerate([None, *episode.actions.tolist()]):
+            if action is not None:
+                made.step(action + first)
+            if step in chosen:
+                frames.append(_small(made.render()))
+        made.close()
     except (DataError, ImportError, NotImplementedError, RuntimeError):
         return None
-    made.close()
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(FRAMES, len(pictures))).round().astype(int))
-    frames = [_small(pictures[place]) for place in chosen]
-    seconds = FRAME_SECONDS * 1000
     file = io.BytesIO()
-    frames[0].save(
-        file, "GIF", save_all=True, append_images=frames[1:], duration=seconds, loop=0, optimize=True
-    )
+    times = {"duration": FRAME_MILLISECONDS, "loop": 0}
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], optimize=True, **times)
     return file.getvalue()
 
 
 def _small(picture: np.ndarray) -> Image.Image:
     whole = Image.fromarray(picture)
-    height = round(whole.height * FRAME_WIDTH / whole.width)
-    return whole.resize((FRAME_WIDTH, height)).quantize(FRAME_COLOURS)
+    smaller = whole.reduce(max(1, round(whole.width / FRAME_WIDTH)))
+    return smaller.quantize(FRAME_COLOURS, Image.Quantize.FASTOCTREE)

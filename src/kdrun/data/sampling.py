@@ -100,6 +100,14 @@ def epoch_order(samples: int, draw: Draw, epoch: int, first: int = 0) -> Tensor:
     return order[: steps(samples, draw.batch_size) * size].view(-1, size)[first:]
 
 
+def gathered_order(samples: int, draw: Draw, epoch: int, per_epoch: int, size: int, first: int = 0) -> Tensor:
+    """Positions (per_epoch - first, size) among samples that are others in each epoch: permutations in a row."""
+    passes = range(-(-per_epoch * size // samples))
+    draws = (generator(draw.seed, draw.purpose, "gathered", epoch, number) for number in passes)
+    order = torch.cat([torch.randperm(samples, generator=g) for g in draws])
+    return order[: per_epoch * size].view(-1, size)[first:]
+
+
 def shared_order(
     labelled: Tensor, others: Tensor, draw: Draw, epoch: int, per_epoch: int, first: int = 0
 ) -> Tensor:

@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 
 PROTOCOL = {
     "dataset": "{}",
+    "setting": "{}",
     "test_sha256": "test data {:.8}",
     "input": "input {}",
     "train_samples": "{} training samples",

@@ -192,7 +192,7 @@ def test_validation_episodes_are_others_and_any_of_them_can_be_played():
     found = [dataset.play(Leaning(), split, lambda: None).returns for split in ("test", "validation")]
     assert not np.array_equal(*found)
     later = dataset.play(Leaning(), "validation", lambda: None, range(3, 7)).returns
-    assert np.array_equal(later[:2], found[1][3:]) and len(later) == 4
+    assert np.array_equal(later, found[1][3:7]) and len(found[1]) == 20
 
 
 # -------------------------------------------------------------------------------------------- gathering
@@ -406,3 +406,23 @@ def test_without_a_teacher_nobody_shows_anything(text):
     lines = [line for line in text.splitlines() if not line.startswith("teacher")]
     assert "there is none" in problems("\n".join(lines).replace("kind: hard", "kind: ce"))
     assert checked(text).experiment.demonstrator == "teacher"
+
+
+def test_who_is_shown_no_states_is_not_decided_by_them(text, tmp_path):
+    text = text.replace("teacher: {", "teachers:\n  teacher: {")
+    assistant = "teachers.assistant={model: {kind: mlp, hidden: [3]}, from: teacher, method: copy}"
+    plans = [
+        run(
+            text,
+            tmp_path,
+            assistant,
+            "methods=[{name: copy, losses: [{kind: hard}], teacher: teacher}]",
+            states,
+            roles=[],
+        )
+        for states in ("dataset.states=300", "dataset.states=200")
+    ]
+    first, second = (
+        {one.name: one.fingerprint for one in plan.runs if one.role == "teacher"} for plan in plans
+    )
+    assert first["teacher"] == second["teacher"] and first["assistant"] != second["assistant"]

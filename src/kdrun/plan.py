@@ -30,8 +30,10 @@ RESULT_VERSION = 4
 """Raised whenever a change of kdrun changes results, so that old ones are not taken for new ones."""
 
 
-STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set", "states"}
+STUDENTS_ALONE = {"labels_per_class", "leave_out", "transfer_set"}
 """Keys of a data set that decide nothing for a teacher."""
+SHOWN = {"states", "validation", "validation_episodes"}
+"""Keys of a data set of states that decide nothing for who is shown none of them."""
 LATER = {"leave_out", "transfer_set", "unseen"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
 LATER_OF_MODELS = {"distillation_token"}
@@ -397,7 +399,7 @@ def _teacher_run(
         name=name,
         method=teacher.method,
         seed=seed,
-        data=data if as_students else _as_teachers_see(data),
+        data=data if as_students else _as_teachers_see(data, demonstrator is not None),
         labels=teacher.labels,
         labelled_only=as_students and _labelled_only(config, method),
         view=next(iter(sources.values())).view
@@ -412,9 +414,13 @@ def _teacher_run(
     )
 
 
-def _as_teachers_see(data: dict[str, Any]) -> dict[str, Any]:
-    """A data set's identity without what concerns its students alone: what they do not see, that copies are fixed."""
-    seen = {key: value for key, value in data.items() if key not in STUDENTS_ALONE}
+def _as_teachers_see(data: dict[str, Any], shown: bool) -> dict[str, Any]:
+    """A data set's identity without what concerns its students alone: what they do not see, that copies are fixed.
+
+    Where states have to be shown, and none are ``shown`` to the teacher, these decide nothing either.
+    """
+    alone = STUDENTS_ALONE if shown or not registry.DATASETS[data["kind"]].plays else STUDENTS_ALONE | SHOWN
+    seen = {key: value for key, value in data.items() if key not in alone}
     match seen.get("augmentation"):
         case {"copies": _, "parts": parts}:
             seen["augmentation"] = parts

@@ -95,7 +95,9 @@ class Gym(Dataset):
         states: int = Field(default=10_000, ge=2)
         """how many of its states are recorded, in whole episodes, the last one cut off"""
         episodes: int = Field(default=100, ge=2)
-        """how many episodes a policy is scored in, and with a validation share after each epoch, by other seeds"""
+        """how many episodes a policy is scored in"""
+        validation_episodes: int = Field(default=20, ge=2)
+        """in how many others a student is looked at after each epoch, where there is a validation share"""
         observation_names: Names | None = None
         """what the numbers of an observation are called, for rules; of classic control kdrun knows them"""
         action_names: Names | None = None
@@ -349,7 +351,8 @@ class Gym(Dataset):
 
     def _seeds(self, split: Split, episodes: range | None = None) -> list[int]:
         assert split != "train" and (split == "validation" or episodes is None)
-        numbers = range(self.config.episodes) if episodes is None else episodes
+        count = self.config.episodes if split == "test" else self.config.validation_episodes
+        numbers = range(count) if episodes is None else episodes
         return [seed_of(split, self.config.seed, "episode", number) for number in numbers]
 
     def play(

@@ -347,7 +347,19 @@ def wkd_feature(student, teacher, batch, loss):
     return (4 * np.sum((mean_s - mean_t) ** 2) + np.sum((std_s - std_t) ** 2)) / len(batch)
 
 
+def ppo(student, teacher, batch, loss):
+    acted, p = batch.acted, softmax(logits(student))
+    advantage = array(acted.advantage)
+    advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
+    ratio = p[range(len(p)), acted.action.numpy()] / np.exp(array(acted.log_probability))
+    best = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+    weight, bias = (array(part)[0] for part in (loss.critic.weight, loss.critic.bias))
+    value = array(student.features["embedding"]) @ weight + bias
+    return 0.5 * np.mean((value - array(acted.outcome)) ** 2) - np.mean(best)
+
+
 CLOSED_FORM = {
+    "ppo": ppo,
     "ce": ce,
     "ps-kd": ps_kd,
     "mutual": mutual,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import kdrun.losses  # noqa: F401
-from kdrun.contracts import Batch, Context, JointLoss, Outputs
+from kdrun.contracts import Acted, Batch, Context, JointLoss, Outputs
 from kdrun.registry import LOSSES
 from kdrun.taps import CLASS_MAPS, LayerTable
 
@@ -92,8 +92,12 @@ def mapped(said, change):
 
 def batch_of(size=SIZE, labels=None, mix=None):
     labels = torch.arange(size) % CLASSES if labels is None else torch.tensor(labels)
-    seen = torch.randn(size, 3, generator=torch.Generator().manual_seed(7))
-    return Batch({"input": seen}, labels, torch.arange(size), mix)
+    draw = torch.Generator().manual_seed(7)
+    seen = torch.randn(size, 3, generator=draw)
+    advantage, outcome = torch.randn(2, size, generator=draw)
+    before = torch.full((size,), 1 / CLASSES).log()
+    acted = Acted(torch.arange(size) % CLASSES, before, advantage, outcome)
+    return Batch({"input": seen}, labels, torch.arange(size), mix, acted=acted)
 
 
 class Twin(nn.Linear):

@@ -204,6 +204,7 @@ MINIMUM_ELSEWHERE = {
     "kdcl": "what all peers say together",
     "mean-teacher": "what the average of its weights says",
     "exits": "exits that say what the deepest classifier says",
+    "ppo": "what its rewards want",
 }
 """Losses that want something else than what the teacher gives, and what."""
 

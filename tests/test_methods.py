@@ -14,8 +14,9 @@ from kdrun.store import read_json
 from support import results, run, students
 
 PUBLISHED = config.published_methods()
-ELSEWHERE = {"soft-tree", "minilm", "minilm-v2"}
-"""What needs a soft tree or a transformer for a student: see tests/test_soft_tree.py and tests/test_attention.py."""
+ELSEWHERE = {"soft-tree", "minilm", "minilm-v2", "ppo", "kickstarting"}
+"""What needs a soft tree or a transformer for a student, or an environment: see tests/test_soft_tree.py,
+tests/test_attention.py and tests/test_kickstarting.py."""
 METHODS = [name for name in PUBLISHED if name not in {"ce", *ELSEWHERE}]
 """All but ``alone`` by another name, and those of other students."""
 HEAD = """

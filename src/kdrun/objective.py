@@ -18,6 +18,7 @@ from kdrun.contracts import (
     ONE_OF_THEM,
     Batch,
     Context,
+    Critic,
     JointLoss,
     Loss,
     LossConfig,
@@ -31,6 +32,7 @@ from kdrun.errors import Mismatch, did_you_mean
 from kdrun.losses.base import OnLogits
 from kdrun.losses.labels import LabelLoss
 from kdrun.losses.numerics import bounded, certainty
+from kdrun.losses.rewards import RewardLoss
 from kdrun.losses.selves import PastSelf
 from kdrun.models import Frozen, Network
 from kdrun.optimization import Stage, stage_at
@@ -422,6 +424,15 @@ class Objective(nn.Module):
             for loss, taps in zip(term.losses, term.taps.values(), strict=False):
                 if isinstance(loss, Loss) and loss.at_inference:
                     return loss, taps.student
+        return None
+
+    @property
+    def critic(self) -> Critic | None:
+        """The loss that tells how much reward is to be expected, where one learns from rewards."""
+        for term in self.named.values():
+            [first, *_] = term.losses
+            if isinstance(first, RewardLoss):
+                return first
         return None
 
     def begin(self, epoch: int, epochs: int, stage: Stage) -> None:

@@ -253,7 +253,9 @@ class Run:
     @cached_property
     def group(self) -> tuple[Draw, int, str]:
         """Runs of one group train in lock step: those of one seed, and where students are stacked those of all."""
-        draw = replace(self.draw, seed=-1) if self.training.stack and self.role == "student" else self.draw
+        draw = self.draw
+        if self.training.stack and self.role == "student":
+            draw = replace(draw, seed=-1, actor="")
         return draw, self.training.epochs, self.training.precision
 
 

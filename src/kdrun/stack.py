@@ -17,6 +17,7 @@ from kdrun.eager import take_step
 from kdrun.errors import TrainingError
 from kdrun.losses.base import OnLogits
 from kdrun.losses.labels import LabelLoss
+from kdrun.losses.rewards import RewardLoss
 from kdrun.losses.selves import PastSelf
 from kdrun.models import Network
 from kdrun.student import Gradients, Lesson, Student, clip
@@ -98,7 +99,7 @@ def _always_on_logits(student: Student) -> bool:
     reached = {
         term.head
         for term in terms
-        if isinstance(term.losses[0], LabelLoss | PastSelf | OnLogits)
+        if isinstance(term.losses[0], LabelLoss | PastSelf | OnLogits | RewardLoss)
         and term.config.mask is None
         and all(term.config.weight_in(epoch, epochs) for epoch in range(epochs))
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.contracts import Batch, Draw, Model, Outputs, Teacher
+from kdrun.contracts import Batch, Critic, Draw, Model, Outputs, Teacher
 from kdrun.eager import take_step
 from kdrun.losses.numerics import follow
 from kdrun.models import Deployed, Frozen, Network
@@ -106,6 +106,15 @@ class Learner(ABC):
         self.extras: dict[str, bytes] = {}
         self.gathered: dict[str, Tensor] = {}
         """What its data set gathered for it, in the data set's own words; it learns from it as from samples."""
+
+    @property
+    def critic(self) -> Critic | None:
+        """What tells how much reward it is to expect, where it learns from rewards."""
+        return self.objective.critic
+
+    def look(self, batch: Batch) -> Outputs:
+        """What it says of a batch while it learns, and what its critic looks at; it learns nothing from it."""
+        return self.network.dry(batch)
 
     @property
     def total_steps(self) -> int:
@@ -414,6 +423,8 @@ class Student(Learner):
         if self.training.frozen_epochs or self.training.body_lr is not None:
             learns = "body" in self._stage.train
             line["body_lr"] = self.training.learning_rate(*now, self.training.body_lr) if learns else 0.0
+        if self.draw.rollouts is not None and self.draw.rollouts.source == "self":
+            line["environment_steps"] = (self.epochs_closed + 1) * self.draw.rollouts.states
         line["terms"] = terms
         self.metrics.append(line | {"validation": validation})
         self._sums, self._shares = dict.fromkeys(self._sums, 0.0), None

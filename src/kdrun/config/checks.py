@@ -11,6 +11,7 @@ from kdrun.config.mixes import Method, as_method, control_method, expanded_metho
 from kdrun.config.origins import origin_problems
 from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
 from kdrun.config.policies import policy_problems
+from kdrun.config.rewards import own_control_problems, reward_problems
 from kdrun.config.spaces import Entry, ends, with_values
 from kdrun.contracts import ONE_OF_THEM, JointLoss, LossConfig, ModelConfig
 from kdrun.controls import CONTROLS, MATCHED, MIXES, SHUFFLED
@@ -38,6 +39,7 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                 )
     yield from _retrieval_problems(experiment)
     yield from policy_problems(experiment)
+    yield from reward_problems(experiment)
     yield from _share_problems(experiment)
     yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)
@@ -365,12 +367,15 @@ def _control_problems(control: ControlConfig, path: errors.Path, experiment: Exp
         words = f"'{MATCHED}' trains for longer, and every student here is fitted at once"
         yield Problem(path, words, "remove it")
         return
-    found = list(_mix_problems(as_method(control, teachers), path, experiment))
+    found = list(own_control_problems(control, path, experiment))
+    found = found or list(_mix_problems(as_method(control, teachers), path, experiment))
     yield from found
     if found:
         return
-    kinds = [term["kind"] for term in published_methods()[MIXES[control.name]].losses]
+    if control.losses is not None:
+        return
     losses = control_method(control, path, teachers).losses
+    kinds = [term["kind"] for term in published_methods()[MIXES[control.name]].losses]
     if [loss.kind for loss in losses] != kinds or not all(loss.weight for loss in losses):
         words = f"'{control.name}' is {CONTROLS[control.name]}: its terms stay, with weights above 0"
         yield Problem((*path, "set"), words, "add a method of another name")

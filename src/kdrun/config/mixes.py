@@ -51,10 +51,14 @@ def published_methods() -> dict[str, Published]:
 
 
 def as_method(control: ControlConfig, teachers: list[str]) -> MethodConfig:
-    """The published mix that a control is, with what it changes of it; shuffled, with all teachers there are."""
+    """The mix that a control is: its own, or the published one with what it changes of it.
+
+    Shuffled, with all teachers there are.
+    """
     return MethodConfig(
         name=control.name,
-        use=MIXES[control.name],
+        use=MIXES[control.name] if control.losses is None else None,
+        losses=control.losses,
         set=control.set,
         teacher=teachers if control.name == SHUFFLED else None,
         training=control.training,

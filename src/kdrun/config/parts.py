@@ -184,6 +184,8 @@ class ControlConfig(Schema):
 
     name: Control
     """alone, label-smoothing, shuffled-teacher or matched-cost"""
+    losses: list[AnyLoss] | None = Field(default=None, min_length=1)
+    """alone and matched-cost: what a student learns by itself from, where that is no labels: `[{kind: ppo}]`"""
     set: dict[str, Any] = {}
     """changes of its mix, by term and key: `{ce.label_smoothing: 0.05}`"""
     training: Recipe | None = None

@@ -54,6 +54,8 @@ def spaces_of(entry: Entry, method: Method, training: Training, fitted: bool) ->
 
 
 def _mix(entry: Entry) -> str | None:
+    if entry.losses is not None:
+        return None
     return entry.use if isinstance(entry, MethodConfig) else MIXES[entry.name]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from kdrun.contracts import (
     Dataset,
     DatasetConfig,
     Draw,
+    Outputs,
     Played,
     Predictor,
+    Pupil,
     Rollouts,
     Shelf,
     Spec,
@@ -29,7 +32,9 @@ from kdrun.contracts import (
 )
 from kdrun.data import sampling
 from kdrun.data.episodes import NAMES, Act, EnvironmentConfig, Episode, Purpose, film, opened, play, seed_of
+from kdrun.data.experience import Pool, Recorded, gather, judged, sampled
 from kdrun.errors import DataError
+from kdrun.randomness import derive
 
 OBSERVATION, SCALED = "observation", "scaled"
 """The views: what the environment gives, and that by its bounds."""
@@ -48,30 +53,6 @@ NOT_HERE = {
 """Keys of other data sets, and what to write instead."""
 
 Names = Annotated[list[str], Field(min_length=1)]
-
-
-class Recorded(NamedTuple):
-    """States of a split (N, F) float32, and what the demonstrator does there (N,) int64."""
-
-    observations: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What was gathered for a draw before so many epochs, the recorded states that it began with among it."""
-
-    states: Recorded
-    epochs: int
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """The same as a learner keeps it."""
-        return self.states._asdict() | {"epochs": torch.tensor(self.epochs)}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Pool:
-        """What a learner kept."""
-        return cls(Recorded(tensors["observations"], tensors["labels"]), int(tensors["epochs"]))
 
 
 class Gym(Dataset):
@@ -98,6 +79,9 @@ class Gym(Dataset):
         """how many episodes a policy is scored in"""
         validation_episodes: int = Field(default=20, ge=2)
         """in how many others a student is looked at after each epoch, where there is a validation share"""
+        target: float | None = None
+        """the return that students are to reach who act by themselves: `compare` tells after how many steps they do, in
+        the validation episodes after each epoch"""
         observation_names: Names | None = None
         """what the numbers of an observation are called, for rules; of classic control kdrun knows them"""
         action_names: Names | None = None
@@ -121,7 +105,7 @@ class Gym(Dataset):
         known = NAMES.get(config.env.rpartition("/")[2].rpartition("-v")[0], ((), ()))
         self.numbers = self._names("observation_names", len(low), known[0], "x")
         self.classes = self._names("action_names", actions, known[1], "action ")
-        self.spec = Spec({OBSERVATION: (len(low),), SCALED: (len(low),)}, actions)
+        self.spec = Spec({OBSERVATION: (len(low),), SCALED: (len(low),)}, actions, acts=True)
         self.device = torch.device("cpu")
         self.demonstrator: Predictor | None = None
         self._recorded: dict[Split, Recorded] = {}
@@ -149,7 +133,7 @@ class Gym(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """The config without what decides no sample."""
-        told = {"root", "metric", "demonstrator", *NOT_HERE, "observation_names", "action_names"}
+        told = {"root", "metric", "target", "demonstrator", *NOT_HERE, "observation_names", "action_names"}
         return self.config.model_dump(mode="json", exclude=told)
 
     def load(
@@ -233,9 +217,9 @@ class Gym(Dataset):
 
     # -------------------------------------------------------------------------------------- gathering
 
-    def refresh(self, epoch: int, students: Sequence[Any]) -> None:
-        """Gather states for the students that ask for it, before every epoch but the first."""
-        drawn: dict[Draw, list[Any]] = {}
+    def refresh(self, epoch: int, students: Sequence[Pupil]) -> None:
+        """Gather states for the students that ask for it."""
+        drawn: dict[Draw, list[Pupil]] = {}
         for student in students:
             if student.draw.rollouts is not None:
                 drawn.setdefault(student.draw, []).append(student)
@@ -252,13 +236,17 @@ class Gym(Dataset):
 
     def _first_pool(self, draw: Draw) -> Pool:
         assert draw.rollouts is not None
+        if draw.rollouts.source == "self":
+            return Pool(Recorded(*(part[:0] for part in self._recorded["train"])), 0)
         start = min(draw.rollouts.start or draw.rollouts.cap, draw.rollouts.cap)
         return Pool(Recorded(*(part[:start] for part in self._recorded["train"])), 1)
 
-    def _grown(self, pool: Pool, draw: Draw, pupil: Any) -> Pool:
+    def _grown(self, pool: Pool, draw: Draw, pupil: Pupil) -> Pool:
         """The pool with the states of one epoch more."""
         assert draw.rollouts is not None and self.demonstrator is not None
         how: Rollouts = draw.rollouts
+        if how.source == "self":
+            return self._experienced(pool, draw, how, pupil)
         act = self._acting(self.demonstrator if how.source == "teacher" else pupil.exported())
         if how.source == "mixed":
             act = self._mixed(self.demonstrator, pupil.exported(), how.teacher_share)
@@ -267,6 +255,23 @@ class Gym(Dataset):
             torch.cat(parts)[-how.cap :] for parts in zip(pool.states, self._labelled(found), strict=True)
         )
         return Pool(Recorded(*grown), pool.epochs + 1)
+
+    def _experienced(self, pool: Pool, draw: Draw, how: Rollouts, pupil: Pupil) -> Pool:
+        """What a student does next, by chance, in the place of what it did before."""
+        chance = np.random.default_rng(derive(self.config.seed, "acts", draw.seed, pool.epochs))
+
+        def look(observations: np.ndarray) -> Outputs:
+            return pupil.look(self._batch(torch.from_numpy(observations).to(self.device)))
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            return sampled(look(observations).logits.log_softmax(dim=1).cpu().numpy(), chance)
+
+        begun = itertools.count(pool.begun)
+        seeds = (seed_of("training", self.config.seed, "acts", draw.seed, number) for number in begun)
+        stretches, underway = gather(self.config, act, how.states, pool.underway, seeds)
+        states = self._labelled(np.concatenate([stretch.observations for stretch in stretches]))
+        acted = None if pupil.critic is None else judged(stretches, look, pupil.critic)
+        return Pool(states, pool.epochs + 1, acted, underway, next(begun))
 
     def gathered(self, draw: Draw, batch_size: int) -> Iterator[Batch]:
         """All that was gathered for a draw until now."""
@@ -281,19 +286,24 @@ class Gym(Dataset):
     def training_samples(self, draw: Draw) -> int:
         """How many states a draw is of at most."""
         recorded, how = self._samples("train"), draw.rollouts
-        return recorded if how is None else max(recorded, how.cap)
+        if how is None:
+            return recorded
+        return how.states if how.source == "self" else max(recorded, how.cap)
 
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch: of the recorded states, or of what was gathered for the draw."""
+        acted = None
         if draw.rollouts is None:
             states = self._recorded["train"]
             order = sampling.epoch_order(len(states.labels), draw, epoch, first)
         else:
-            states, recorded = self._pools[draw].states, self._samples("train")
+            states, acted = self._pools[draw].states, self._pools[draw].acted
+            recorded = self._samples("train")
             size = min(draw.batch_size, recorded)
             order = sampling.gathered_order(len(states.labels), draw, epoch, self.steps(draw), size, first)
         for rows in order.to(self.device):
-            yield self._batch(states.observations[rows], states.labels[rows], rows)
+            batch = self._batch(states.observations[rows], states.labels[rows], rows)
+            yield batch if acted is None else replace(batch, acted=acted.rows(rows))
 
     def queries(self, draw: Draw, number: int, batch_size: int) -> Iterator[Batch]:
         """There are none: states are gathered by ``rollouts``."""

@@ -50,6 +50,7 @@ from kdrun.losses.relations import (
     RelationGraph,
     SimilarityPreserving,
 )
+from kdrun.losses.rewards import ProximalPolicy
 from kdrun.losses.selves import Exits, MeanTeacher, PastSelf
 from kdrun.losses.several import AdaptiveEnsemble, ConfidenceAware, ConfidenceAwareFeatures, EntropyWeighted
 from kdrun.losses.structure import SplitBalance
@@ -95,6 +96,7 @@ __all__ = [
     "PolicyKL",
     "PrimeAware",
     "ProbabilisticTransfer",
+    "ProximalPolicy",
     "RefinedLogits",
     "RelationGraph",
     "RelationalKD",

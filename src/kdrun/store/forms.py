@@ -316,6 +316,7 @@ class Line(Form):
     """A line of ``metrics.jsonl``."""
 
     epoch: Count
+    environment_steps: Count | None = None
     terms: dict[str, Term]
     validation: Scores | None
 

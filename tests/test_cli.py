@@ -828,8 +828,8 @@ ROW = {
     "gain_interval", "gain_covers", "gain_seeds", "gap_closed", "gap_interval", "verdict", "p_value",
     "seeds_needed", "detectable", "against", "agreement", "agreement_train", "agreement_own", "copied_errors",
     "left_out_recall", "kl_to_teacher", "nll", "brier", "ece", "ece_scaled", "parameters", "macs", "bytes", "zeros",
-    "origin", "latency_ms", "throughput", "peak_memory_bytes", "curve", "train_seconds", "train_seconds_all",
-    "protocol", "tuning_trials", "status",
+    "origin", "latency_ms", "throughput", "peak_memory_bytes", "curve", "steps_to_target",
+    "train_seconds", "train_seconds_all", "protocol", "tuning_trials", "status",
 }  # fmt: skip
 """The keys of a row, as the format of ``comparison.json`` fixes them."""
 

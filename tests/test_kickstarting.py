@@ -19,7 +19,7 @@ from kdrun.data.episodes import EnvironmentConfig
 from kdrun.data.experience import Pool, Recorded, Underway, advantages, gather, sampled
 from kdrun.losses import ProximalPolicy
 from kdrun.plan import plan
-from support import checked, outcome, problems, results, run
+from support import checked, comparison, outcome, problems, results, run
 from test_resume import to_the_end
 
 CARTPOLE = EnvironmentConfig(env="CartPole-v1")
@@ -408,3 +408,22 @@ def test_a_target_changes_no_run(base):
         config = checked(base, *more)
         found.append([one.fingerprint for one in plan(config, assembly.open_dataset(config)).runs])
     assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------------------- how fast
+
+
+def test_the_comparison_tells_after_how_many_steps(base, tmp_path):
+    overrides = ["seeds=[3, 4]", "dataset.target=5"]  # what any policy reaches
+    run(base, tmp_path, *overrides)
+    compared = comparison(tmp_path, "kick")
+    rows = {row["method"]: row["steps_to_target"] for row in compared["rows"]}
+    assert rows[None] is None
+    assert (rows["alone"]["reached"], rows["alone"]["mean"], rows["alone"]["saved"]) == (2, 40, None)
+    assert (rows["kickstarting"]["saved"], rows["kickstarting"]["saved_interval"]) == (0, [0, 0])
+    assert "alone reached 5 in 2 of 2 seeds, after 40 steps in the mean" in compared["remarks"]
+
+
+def test_without_a_target_nothing_is_told(base, tmp_path):
+    run(base, tmp_path)
+    assert all(row["steps_to_target"] is None for row in comparison(tmp_path, "kick")["rows"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import StoreError
-from kdrun.report import table
+from kdrun.report import learning, table
 from kdrun.report.scales import Scale, scale_of
 from kdrun.report.words import remarks
 from kdrun.statistics import cascades, inference, returns, scores, summary
@@ -62,6 +62,7 @@ KEYS = [
     "throughput",
     "peak_memory_bytes",
     "curve",
+    "steps_to_target",
     "train_seconds",
     "train_seconds_all",
     "protocol",
@@ -127,6 +128,12 @@ class Material:
     def metric(self) -> str:
         """What the runs are scored by."""
         return str(self.resolved["metric"])
+
+    @property
+    def target(self) -> float | None:
+        """The return that students are to reach, where one is set."""
+        found = (self.resolved["config"].get("dataset") or {}).get("target")
+        return float(found) if isinstance(found, int | float) else None
 
     @property
     def unseen(self) -> bool:
@@ -306,6 +313,7 @@ def _rows(part: Material, extras: Extras) -> list[Row]:
         own = {method: _student_row(part, runs) for method, runs in family.items()}
         _set_beside_control(part, family, own, extras)
         _set_against_controls(part, family, own)
+        _set_steps_to_target(part, family, own)
         rows += sorted(own.values(), key=lambda row: row["role"] != "control")
     return rows
 
@@ -513,6 +521,24 @@ def _set_beside_control(part: Material, family: Family, rows: Mapping[str, Row],
             if row["verdict"] == "not distinguishable":
                 row["seeds_needed"] = inference.seeds_needed(difference.mean, difference.spread, len(tested))
             row["detectable"] = inference.detectable(_pooled(tested.values()), difference.seeds, len(tested))
+
+
+def _set_steps_to_target(part: Material, family: Family, rows: Mapping[str, Row]) -> None:
+    """Fill in after how many steps of the environment students reach the target that was set, if one was."""
+    if part.target is None:
+        return
+    found = {method: tracks(part, runs) for method, runs in family.items()}
+    for method, row in rows.items():
+        beside = None if method == ALONE else found[ALONE]
+        row["steps_to_target"] = learning.steps_to_target(part.target, found[method], beside)
+
+
+def tracks(part: Material, runs: Sequence[dict[str, Any]]) -> dict[int, learning.Track]:
+    """What the finished ones of some runs reached in their training, by seed, where they acted by themselves."""
+    done = {
+        run["seed"]: part.results[run["fingerprint"]] for run in runs if run["fingerprint"] in part.results
+    }
+    return learning.tracks({seed: result.metrics() for seed, result in done.items()}, part.metric)
 
 
 def _fitted(runs: Sequence[dict[str, Any]]) -> bool:

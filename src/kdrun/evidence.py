@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.compare import Material
+from kdrun.compare import Material, tracks
 from kdrun.controls import ALONE, MATCHED
-from kdrun.report import figures, table
+from kdrun.report import figures, learning, table
 from kdrun.report.figures import Plot, Returned
 from kdrun.report.page import Film, page
 from kdrun.report.scales import scale_of
@@ -46,16 +46,19 @@ class Curve:
 class Shown:
     """Of one student of one experiment: its methods' curves, and what its finished runs came to.
 
-    ``returns`` are those of its teachers and its methods where episodes were scored. What follows is of test samples,
-    and nothing where each run has its own. ``classes`` are those that have test samples; ``gains_by_class`` is (M, C),
-    points over alone; ``reliability`` of each label the bins of ``scores.details``, over all seeds; ``agreement``
-    (M, M) the share of equal predictions of the first seed that all have, teachers among them.
+    ``returns`` are those of its teachers and its methods where episodes were scored, ``tracks`` of each method and seed
+    what it reached in its training where it acted by itself, with the ``target`` that was set. What follows is of test
+    samples, and nothing where each run has its own. ``classes`` are those that have test samples; ``gains_by_class`` is
+    (M, C), points over alone; ``reliability`` of each label the bins of ``scores.details``, over all seeds;
+    ``agreement`` (M, M) the share of equal predictions of the first seed that all have, teachers among them.
     """
 
     title: str
     metric: str
     curves: list[Curve]
     returns: list[Returned]
+    tracks: dict[str, dict[int, learning.Track]] = field(default_factory=dict)
+    target: float | None = None
     classes: list[str] = field(default_factory=list)
     gain_labels: list[str] = field(default_factory=list)
     gains_by_class: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -97,6 +100,7 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
             if curve.validation is not None
         ]
         yield from figures.returns(title, shown.returns, f"returns{end}", look)
+        yield from learning.curves(title, shown.tracks, shown.target, f"learning{end}", look)
         yield from figures.curves(title, losses, "training loss", f"loss{end}", look)
         what = f"validation {scale.score}{scale.unit}"
         yield from figures.curves(title, validated, what, f"validation{end}", look)
@@ -160,7 +164,10 @@ def _shown(part: Material, student: str, several_experiments: bool, several_stud
     title = "/".join([part.resolved["name"]] * several_experiments + [student] * several_students)
     curves = [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None]
     if part.of_episodes:
-        return Shown(title, part.metric, curves, _returned(part, finished))
+        runs = [run for run in part.resolved["runs"] if (run["role"], run["name"]) == ("student", student)]
+        by_method = {method: [run for run in runs if run["method"] == method] for method in finished}
+        found = {method: tracks(part, own) for method, own in by_method.items()}
+        return Shown(title, part.metric, curves, _returned(part, finished), found, part.target)
     gains, classes = _gains_by_class(finished), _classes(finished)
     tested = [*map(bool, np.bincount(part.labels, minlength=len(classes)))] if finished else []
     agreement = _agreement(part, student, finished)
@@ -169,6 +176,8 @@ def _shown(part: Material, student: str, several_experiments: bool, several_stud
         part.metric,
         curves,
         [],
+        {},
+        None,
         [name for name, there in zip(classes, tested, strict=True) if there],
         list(gains),
         np.array([gain[tested] for gain in gains.values()]),

@@ -142,12 +142,13 @@ def inches(texts: Iterable[str], size: float) -> float:
     return max((0.6 * size / 72 * len(text) for text in texts), default=0.0)
 
 
-def _legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
-    """A legend right of the axes, for which `_beside` leaves room."""
+def legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """A legend right of the axes, for which `beside` leaves room."""
     figure.legend(handles, texts, loc="center right", fontsize=7, frameon=False, borderaxespad=0.2)
 
 
-def _beside(texts: Iterable[str]) -> float:
+def beside(texts: Iterable[str]) -> float:
+    """The inches right of the axes that a legend of such texts needs."""
     return 0.55 + inches(texts, 7)
 
 
@@ -173,7 +174,7 @@ def _tradeoff(
     from matplotlib.ticker import NullFormatter
 
     names, scale = [short(label(row), 28) for row in rows], scale_of(rows[0]["metric"])
-    figure, [axes] = new(4.4, max(3.6, 0.16 * len(rows)), Margins(right=_beside(names)))
+    figure, [axes] = new(4.4, max(3.6, 0.16 * len(rows)), Margins(right=beside(names)))
     look = looks(every)
     for row, place in zip(rows, _side_by_side(costs), strict=True):
         own = look[key(row)]
@@ -199,7 +200,7 @@ def _tradeoff(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(title)
     axes.set_ylabel(f"{rows[0]['metric']}{scale.unit}")
-    _legend(figure, axes.containers, names)
+    legend(figure, axes.containers, names)
     best = ", ".join(label(rows[one]) for one in front)
     of_one = ", with one seed that over its evaluation episodes" * (not scale.share)
     drawn = "; thin lines are cascades at other confidences" * bool(curves)
@@ -322,7 +323,7 @@ def curves(
     if not found:
         return
     names = [short(method, 28) for method, _ in found]
-    figure, [axes] = new(4.4, max(3.2, 0.16 * len(found)), Margins(right=_beside(names)))
+    figure, [axes] = new(4.4, max(3.2, 0.16 * len(found)), Margins(right=beside(names)))
     for method, values in found:
         epochs, own = np.arange(1, values.shape[1] + 1), look[method]
         middle, ends = values.mean(axis=0), (values.min(axis=0), values.max(axis=0))
@@ -331,7 +332,7 @@ def curves(
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(what)
-    _legend(figure, axes.lines, names)
+    legend(figure, axes.lines, names)
     told = f"{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most"
     yield Plot(name, f"{title}{told}; without matched-cost, which takes other epochs.", figure)
 
@@ -342,7 +343,7 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
     if not any(len(by_epoch) > 1 for of_method in shown.values() for by_epoch in of_method.values()):
         return  # a single epoch is no curve; the log has it
     terms = list(dict.fromkeys(term for of_method in shown.values() for term in of_method))
-    figure, panels = _panels(shown, "epoch", "share in %", right=_beside(map(short, terms)))
+    figure, panels = _panels(shown, "epoch", "share in %", right=beside(map(short, terms)))
     drawn: dict[str, Any] = {}
     for axes, of_method in zip(panels, shown.values(), strict=False):
         for term, by_epoch in of_method.items():
@@ -351,7 +352,7 @@ def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], n
             tone, line = COLOURS[at % len(COLOURS)], f"o{LINES[at // len(COLOURS) % 4]}"
             drawn[term], *_ = axes.plot(list(by_epoch), heights, line, ms=3, lw=1.2, color=tone)
         axes.set_ylim(-3, 103)
-    _legend(figure, list(drawn.values()), [short(term) for term in drawn])
+    legend(figure, list(drawn.values()), [short(term) for term in drawn])
     yield Plot(
         name,
         f"{title}What each weighted term contributes to the gradient of the student's weights: the share of its norm "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdrun.controls import ALONE
+from kdrun.report.learning import steps_told
 from kdrun.report.scales import scale_of
 from kdrun.statistics.inference import LEVEL, MOST_SEEDS, POWER
 
@@ -35,7 +36,8 @@ def remarks(rows: Sequence[Row], pairs: Sequence[Row]) -> list[str]:
         alone = next((row["mean"] for row in _of(rows, experiment, student) if row["method"] == ALONE), None)
         budgets = _budgets(_of(rows, experiment, student))
         left_out = _left_out(_of(rows, experiment, student))
-        sentences = [*_of_student(own, alone, of_student), *left_out, *budgets, *_incomplete(own)]
+        reached = _reached(_of(rows, experiment, student))
+        sentences = [*_of_student(own, alone, of_student), *reached, *left_out, *budgets, *_incomplete(own)]
         said += [name + sentence for sentence in sentences]
     said += [*_of_ensembles(rows), *_of_compressed(rows), *_of_teachers(rows), *_of_given_labels(rows)]
     return [*said, *_tested_in_transfer(rows)]
@@ -58,6 +60,11 @@ def _budgets(rows: Sequence[Row]) -> Iterable[str]:
         yield f"not tuned, or less than alone beside which they stand: {listed(less)}"
     if more := [name for trials, names in by_trials.items() if trials > of_alone for name in names]:
         yield f"tuned more than alone, so that a gain may be the tuning's: {listed(more)}"
+
+
+def _reached(rows: Sequence[Row]) -> Iterable[str]:
+    """After how many steps of the environment each row reaches the target, where students act by themselves."""
+    return [steps_told(row["method"], row["steps_to_target"]) for row in rows if row["steps_to_target"]]
 
 
 def _left_out(rows: Sequence[Row]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("gymnasium", reason="needs the extra rl")
 
-from kdrun import assembly, bookkeeping, models, registry, rehearsal
+from kdrun import agents, assembly, bookkeeping, models, registry, rehearsal
 from kdrun.contracts import Acted, Batch, Outputs
 from kdrun.data import experience
 from kdrun.data.episodes import EnvironmentConfig
@@ -427,3 +427,50 @@ def test_the_comparison_tells_after_how_many_steps(base, tmp_path):
 def test_without_a_target_nothing_is_told(base, tmp_path):
     run(base, tmp_path)
     assert all(row["steps_to_target"] is None for row in comparison(tmp_path, "kick")["rows"])
+
+
+# --------------------------------------------------------------------------------------------- transfer
+
+LONGER = "dataset.physics={length: 1.0}"
+
+
+def with_agent(base, *overrides, physics=""):
+    """``BASE`` and overrides by which its teacher is an agent."""
+    agent = f"teachers={{teacher: {{model: {{kind: ppo, steps: 64{physics}}}}}}}"
+    return base, agent, *overrides
+
+
+def test_an_agent_learns_in_an_environment_of_its_own(base, tmp_path, monkeypatch):
+    class Heard(Exception):
+        pass
+
+    def learn(self, environment, console, pause):
+        raise Heard(environment.env, environment.physics, environment.options)
+
+    monkeypatch.setattr(agents.Agent, "learn", learn)
+    limit = {"max_episode_steps": 60}
+    for physics, expected in (
+        ("", {"length": 1.0}),
+        (", physics: {}", {}),
+        (", physics: {gravity: 20}", {"gravity": 20.0}),
+    ):
+        with pytest.raises(Heard) as heard:
+            text, *overrides = with_agent(base, LONGER, physics=physics)
+            run(text, tmp_path, *overrides)
+        assert heard.value.args == ("CartPole-v1", expected, limit)
+
+
+def test_where_an_agent_learns_decides_which_it_is(base):
+    found = []
+    for physics in ("", ", physics: {}", ", physics: {gravity: 20}"):
+        text, *overrides = with_agent(base, LONGER, physics=physics)
+        config = checked(text, *overrides)
+        teacher = plan(config, assembly.open_dataset(config)).runs[0]
+        found.append(teacher.fingerprint)
+        assert ("physics" in teacher.inputs["model"]) == bool(physics)
+    assert len(set(found)) == 3
+
+
+def test_numbers_that_the_agents_environment_does_not_have(base):
+    text, *overrides = with_agent(base, physics=", physics: {lenght: 2}")
+    assert "has no such number; did you mean 'length'?" in problems(text, *overrides)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Draw
-from kdrun.data.episodes import Act, EnvironmentConfig, opened, play, seed_of
+from kdrun.data.episodes import Act, EnvironmentConfig, opened, play, seed_of, with_physics
 from kdrun.errors import Mismatch, shown
 from kdrun.machine import raise_lack
 from kdrun.models import Frozen, Network, Policy
@@ -288,9 +288,10 @@ def fit(
 ) -> None:
     """Train agents of one draw in the data set's environment, one after the other; ``epochs`` mean nothing to them.
 
-    ``pause`` is called at each step, when nothing can be saved; it may raise.
+    One that has ``physics`` of its own learns with these. ``pause`` is called at each step, when nothing can be saved;
+    it may raise.
     """
     assert isinstance(dataset, WithEnvironment), "the config sees to it"
     for student in students:
         with console.training(student.title, student.total_steps, 0, student.stretches):
-            student.learn(dataset.environment, console, pause)
+            student.learn(with_physics(dataset.environment, student.config.physics), console, pause)

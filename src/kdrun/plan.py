@@ -36,7 +36,7 @@ SHOWN = {"states", "validation", "validation_episodes"}
 """Keys of a data set of states that decide nothing for who is shown none of them."""
 LATER = {"leave_out", "transfer_set", "unseen"}
 """Keys of a data set that are younger than the results: where they ask for nothing, they are not there."""
-LATER_OF_MODELS = {"distillation_token"}
+LATER_OF_MODELS = {"distillation_token", "physics"}
 """Options of models of which the same is true."""
 
 ROLES = ("teacher", "student")
@@ -174,7 +174,7 @@ class Run:
 
     @property
     def _idle_of_model(self) -> set[str]:
-        return {key for key in LATER_OF_MODELS if not getattr(self.model, key, None)}
+        return {key for key in LATER_OF_MODELS if getattr(self.model, key, None) in (None, False)}
 
     def _training_inputs(self) -> dict[str, Any]:
         """What of its training decides the result."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from kdrun import errors, registry
 from kdrun.config.parts import Experiment, TeacherConfig
-from kdrun.errors import Problem, did_you_mean
+from kdrun.data.episodes import EnvironmentConfig, opened, with_physics
+from kdrun.errors import DataError, Problem, did_you_mean
 from kdrun.optimization import Recipe
 from kdrun.statistics.scores import RETURN
 
@@ -69,6 +70,7 @@ def _kinds(experiment: Experiment) -> Iterator[Problem]:
             if teacher.sources:
                 words = f"'{teacher.model.kind}' learns by acting, and not from other teachers"
                 yield Problem(path, words, "write another model, as `{kind: mlp}`, or remove `from`")
+            yield from _physics_problems(experiment, teacher, path)
         elif model.fitted or teacher.model.kind == "cascade":
             words = f"'{teacher.model.kind}' cannot teach how to act"
             yield Problem(path, words, f"use {able}, or a network")
@@ -79,6 +81,20 @@ def _kinds(experiment: Experiment) -> Iterator[Problem]:
         if registry.MODELS[student.model.kind].reinforced:
             words = f"'{student.model.kind}' learns by acting, and a student from a teacher"
             yield Problem(("students", name, "model"), words, "use a network, as `{kind: mlp}`, or a tree")
+
+
+def _physics_problems(experiment: Experiment, teacher: TeacherConfig, path: errors.Path) -> Iterator[Problem]:
+    """Numbers that the environment does not have in which an agent is to learn; of the environment it is said later."""
+    physics = getattr(teacher.model, "physics", None)
+    if not physics or not isinstance(experiment.dataset, EnvironmentConfig):
+        return
+    try:
+        opened(with_physics(experiment.dataset, physics)).close()
+    except DataError as error:
+        key, _, words = str(error).partition(": ")
+        if key.startswith("dataset.physics."):
+            name = key.removeprefix("dataset.physics.")
+            yield Problem((*path, "physics", name), words)
 
 
 def _finished(teacher: TeacherConfig) -> bool:

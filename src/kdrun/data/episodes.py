@@ -38,6 +38,11 @@ class EnvironmentConfig(Schema):
     """numbers of it that are others than usual, as its code calls them: `{length: 1.0, gravity: 15}`"""
 
 
+def with_physics(environment: EnvironmentConfig, physics: dict[str, float] | None) -> EnvironmentConfig:
+    """The same environment with other numbers in the place of its own; as it is where there are none."""
+    return environment if physics is None else environment.model_copy(update={"physics": physics})
+
+
 NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "CartPole": (
         ("cart position (m)", "cart velocity (m/s)", "pole angle (rad)", "pole angular velocity (rad/s)"),

@@ -39,6 +39,9 @@ class PolicyConfig(ModelConfig):
     """how the learning rate falls with the steps: constant, linear or cosine"""
     gamma: float = Field(default=0.99, gt=0, le=1)
     """the discount of a reward for each step that it comes later"""
+    physics: dict[str, float] | None = None
+    """numbers of the environment that it learns in, where that is to be another than its students': `{}` as usual,
+    `{length: 1.0}`. It is scored in theirs"""
 
     @model_validator(mode="after")
     def _starts_from_nothing(self) -> Self:

@@ -18,6 +18,7 @@ from kdrun.config import Config
 from kdrun.config.finished import number_problems, sample_problems
 from kdrun.console import Console
 from kdrun.contracts import Batch, Dataset, Model, ModelConfig, Outputs, Shelf, Spec, Twin
+from kdrun.ensembles import of_members
 from kdrun.errors import (
     DataError,
     DeviceError,
@@ -28,7 +29,7 @@ from kdrun.errors import (
     did_you_mean,
 )
 from kdrun.memory import watched
-from kdrun.models import Deployed, Frozen, Network
+from kdrun.models import Deployed, Frozen, Network, heads_for
 from kdrun.models.folds import FOLD, CrossFitted, OutOfFold, states_of_folds
 from kdrun.models.int8 import finish_rounding, look_at_ranges, rounds
 from kdrun.objective import Objective, Surroundings
@@ -94,7 +95,7 @@ def open_dataset(config: Config) -> Dataset:
         dataset: Dataset = registry.DATASETS[data.kind](data)
         if len(data.leave_out or []) >= dataset.spec.classes:
             raise DataError("dataset.leave_out: no class is left to learn from; write fewer of them")
-    if problems := list(number_problems(config.experiment, dataset.spec.classes)):
+    if problems := list(number_problems(config.experiment, dataset)):
         raise config.error(problems)
     return dataset
 
@@ -128,6 +129,7 @@ def _normalised_otherwise(run: Run, dataset: Dataset) -> str:
     published = getattr(run.model, "published", None)
     if published is None or run.weights is not None or run.normalization is not None:
         return ""
+    dataset = dataset.of(run.environment)
     view = run.view or dataset.spec.default_view
     if not published.differs(dataset.spec.shapes[view], dataset.units(view)):
         return ""
@@ -153,7 +155,8 @@ def keys_pointed_at(config: Config) -> Iterator[None]:
 def shown(
     run: Run, finished: Callable[[Run], Result | None], dataset: Dataset, device: torch.device
 ) -> Dataset:
-    """The data set as a run sees it: where a teacher has to show the samples, as that one shows them."""
+    """The data set as a run sees it: of its environment, and as the teacher shows the samples that has to."""
+    dataset = dataset.of(run.environment)
     if (demonstrator := run.demonstrator) is None:
         return dataset
     return dataset.shown_by(
@@ -173,6 +176,7 @@ def fresh_network(
 
     What is made of a finished run is given the state of that; or else it is made of weights as they are drawn.
     """
+    spec = spec.of(run.environment)
     view = run.view or spec.default_view
     if view not in spec.shapes:
         raise Mismatch(f"the data set has no view '{view}'", did_you_mean(view, spec.shapes), key="view")
@@ -181,10 +185,9 @@ def fresh_network(
         if len(seen := {member.view for member in members}) > 1:
             words = f"its members see several views: {', '.join(sorted(seen))}"
             raise Mismatch(words, "name teachers that see the same one", key="view")
-        model = registry.MODELS[run.model.kind](run.model, [member.model for member in members])
-        return Network(model, view, device)
-    seed, lens = derive(run.seed, run.role, "weights"), run.lens(spec, device)
-    model = models.build(run.model, spec.shapes[view], spec.classes, seed, lens, origin)
+        return Network(of_members(run, members, spec), members[0].view, device)
+    seed, lens, heads = derive(run.seed, run.role, "weights"), run.lens(spec, device), heads_for(spec, device)
+    model = models.build(run.model, spec.shapes[view], spec.classes, seed, lens, origin, heads)
     # Convolutions are faster on it, and a memory format changes no values but by the order of sums.
     return Network(model.to(memory_format=torch.channels_last), view, device)
 
@@ -194,7 +197,7 @@ def finished_network(run: Run, spec: Spec, device: torch.device) -> Network:
 
     Where a loss's parts are at inference, they are the network's.
     """
-    network = bare_network(run, spec, device)
+    spec, network = spec.of(run.environment), bare_network(run, spec, device)
     predicting = [loss for loss in run.losses if registry.LOSSES[loss.kind].at_inference]
     if not predicting or run.weights is not None:
         finish_rounding(network.model)

@@ -273,6 +273,7 @@ class Seat:
             "selection": training.selection,
             "precision": self.resolved["precision"],
             "device": self.resolved["device"],
+            **self.dataset.scored_by(),
         }
 
 
@@ -464,7 +465,7 @@ class Keeper:
 
 def expect(run: Run, result: Result, config: Config) -> None:
     """Raises ``TrainingError`` where a teacher scores under its ``expect``."""
-    metric = config.experiment.dataset.metric
+    metric = run.metric
     score, scale = result.manifest["scores"][metric], scale_of(metric)
     if run.expect is not None and score < run.expect:
         words = f"'{run.name}' has {scale.metric} {score:.4f} {scale.where}, under its expect: {run.expect}"

@@ -50,7 +50,7 @@ class Checked:
 
     def _asked(self, one: Rehearsed) -> float:
         """About how many batches its teachers are asked: each, or where tables are looked up once each that differs."""
-        steps, copies = self.steps[one.run.kin], self.dataset.copies(one.run.draw)
+        steps, copies = self.steps[one.run.kin], self.dataset.of(one.run.environment).copies(one.run.draw)
         if not one.looked_up or copies is None:
             return steps * self.todo[one.run.kin]
         return copies * steps / one.run.training.epochs if self.todo[one.run.kin] else 0
@@ -177,7 +177,7 @@ def check(config: Config, store: Store, console: Console, on_device: bool = Fals
         for run in planned.runs
         if store.find(run.fingerprint, f"{config.experiment.name}/{run.folder}") is None
     ]
-    steps = {one.run.kin: _steps(one.run, dataset) for one in rehearsed}
+    steps = {one.run.kin: _steps(one.run, dataset.of(one.run.environment)) for one in rehearsed}
     return Checked(planned, rehearsed, steps, unfinished, device, dataset, memory.free_memory(device))
 
 

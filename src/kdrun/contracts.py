@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from kdrun.taps import LayerTable, Layout
 
 HIDDEN = -1
 """The label of a sample whose label the student may not see."""
+LEFT_OUT = -1e30
+"""Stands for the logit of a class that is left out, below those that a teacher rules out."""
 
 Split = Literal["train", "validation", "test"]
 Side = Literal["labels", "teachers"]
@@ -45,6 +48,14 @@ class Mix:
 
     partner: Tensor
     share: Tensor
+
+
+class Part(NamedTuple):
+    """Samples of a batch, one after the other, that are of one environment, and how many actions there are in it."""
+
+    environment: str
+    samples: int
+    classes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,8 @@ class Batch:
     may not see them; ``index`` (B,) int64, the sample's place in its split. Labels stay integers under mixup.
     ``copy`` says which fixed copy of the samples it is, 0 where there are none; ``all_seen`` that no label is hidden,
     which the labels would tell too, but a GPU has to be waited for. ``acted`` is there where the samples are states in
-    which the student itself acted, for rewards.
+    which the student itself acted, for rewards; ``parts`` are those of several environments, in their order, of a data
+    set that has several.
     """
 
     views: dict[str, Tensor]
@@ -92,6 +104,7 @@ class Batch:
     copy: int = 0
     all_seen: bool = False
     acted: Acted | None = None
+    parts: tuple[Part, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -101,15 +114,14 @@ class Batch:
         mix = self.mix and Mix(self.mix.partner.to(device), self.mix.share.to(device))
         acted = self.acted and self.acted.to(device)
         views = {name: view.to(device) for name, view in self.views.items()}
-        return Batch(
-            views, self.labels.to(device), self.index.to(device), mix, self.copy, self.all_seen, acted
-        )
+        labels, index = self.labels.to(device), self.index.to(device)
+        return Batch(views, labels, index, mix, self.copy, self.all_seen, acted, self.parts)
 
     def with_labels(self, labels: Tensor) -> Batch:
         """The same samples with other labels."""
         return replace(self, labels=labels, all_seen=False)
 
-    def rows(self, rows: Tensor) -> Batch:
+    def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the samples, by their positions (K,), under mixup with the labels that they mostly are of."""
         labels = self.main_labels[rows]
         acted = self.acted and self.acted.rows(rows)
@@ -140,12 +152,11 @@ class Outputs:
         views = {name: said.at(head) for name, said in self.views.items()}
         return Outputs(self.features[head].float(), self.features, views)
 
-    def rows(self, rows: Tensor) -> Outputs:
-        """What it says of some of the samples, by their positions (K,)."""
+    def rows(self, rows: Tensor | slice, classes: int | None = None) -> Outputs:
+        """What it says of some of the samples, by their positions (K,), and of the first so many classes."""
         features = {name: feature[rows] for name, feature in self.features.items()}
-        return Outputs(
-            self.logits[rows], features, {name: said.rows(rows) for name, said in self.views.items()}
-        )
+        views = {name: said.rows(rows, classes) for name, said in self.views.items()}
+        return Outputs(self.logits[rows, :classes], features, views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,70 @@ class Spec:
         worth = torch.linspace(-1, 1, size)
         acted = Acted(labels, torch.zeros(size), worth, worth) if self.acts else None
         return Batch(views, labels, torch.arange(size), acted=acted)
+
+    def of(self, environment: str | None) -> Spec:
+        """The form of one environment's samples, where there are several; itself where there is one."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class JointSpec(Spec):
+    """The form of samples of several environments, by the forms of their ``parts``, which all have the same views.
+
+    A view is those of all environments side by side, zeros where a sample is of another one, and then a number for each
+    environment, 1 for the sample's own. There are as many classes as the environment with most actions has.
+    """
+
+    parts: Mapping[str, Spec] = field(default_factory=dict)
+
+    @classmethod
+    def joining(cls, parts: Mapping[str, Spec], units: Callable[[str], Units] | None = None) -> JointSpec:
+        """The form of those of several environments, whose views are rows of numbers."""
+        views = next(iter(parts.values())).shapes
+        widths = {view: sum(part.shapes[view][0] for part in parts.values()) + len(parts) for view in views}
+        most = max(part.classes for part in parts.values())
+        return cls({view: (width,) for view, width in widths.items()}, most, units=units, parts=parts)
+
+    def of(self, environment: str | None) -> Spec:
+        """The form of one environment's samples; of all where none is named."""
+        return self if environment is None else self.parts[environment]
+
+    def columns(self, view: str) -> dict[str, slice]:
+        """Where in a view the numbers of each environment are."""
+        ends = [*accumulate(part.shapes[view][0] for part in self.parts.values())]
+        return {name: slice(*pair) for name, pair in zip(self.parts, pairwise([0, *ends]), strict=True)}
+
+    @property
+    def flags(self) -> dict[str, int]:
+        """Where in every view, counted from its end, the number is that tells whether a sample is of an environment."""
+        return {name: number - len(self.parts) for number, name in enumerate(self.parts)}
+
+    def joined(self, batches: Mapping[str, Batch]) -> Batch:
+        """Batches of some environments as one, in their order."""
+        views = {view: self._side_by_side(view, batches) for view in self.shapes}
+        parts = tuple(Part(name, len(one), self.parts[name].classes) for name, one in batches.items())
+        labels, index = (
+            torch.cat(of) for of in zip(*((one.labels, one.index) for one in batches.values()), strict=True)
+        )
+        return Batch(views, labels, index, parts=parts)
+
+    def _side_by_side(self, view: str, batches: Mapping[str, Batch]) -> Tensor:
+        columns, rows = self.columns(view), []
+        for name, one in batches.items():
+            seen = one.views[view]
+            rows.append(seen.new_zeros(len(one), *self.shapes[view]))
+            rows[-1][:, columns[name]], rows[-1][:, self.flags[name]] = seen, 1
+        return torch.cat(rows)
+
+    def shared(self, size: int) -> dict[str, int]:
+        """So many samples dealt out to the environments, alike but for one more of the first ones."""
+        each, rest = divmod(size, len(self.parts))
+        return {name: each + (number < rest) for number, name in enumerate(self.parts)}
+
+    def random_batch(self, size: int, seed: int = 0) -> Batch:
+        """Standard normal inputs and labels in turn, of all environments."""
+        shares = {name: share for name, share in self.shared(size).items() if share}
+        return self.joined({name: self.parts[name].random_batch(n, seed) for name, n in shares.items()})
 
 
 @dataclass(frozen=True)
@@ -295,6 +370,8 @@ class Model(Component, nn.Module):
     """The config, set by whoever builds it."""
     lens: Callable[[Tensor], Tensor] | None = None
     """What is made of an input before it is read, by a hook; see ``models.lens``."""
+    heads: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What is made of inputs and outputs, where each of several environments has a head; see ``models.heads``."""
     stages: tuple[str, ...]
     """Names of the layers whose outputs are the stages, shallow to deep."""
     preactivations: tuple[str, ...] = ()
@@ -715,13 +792,24 @@ class Played:
     """What a policy did in E episodes, and the states in which it was asked.
 
     ``returns`` (E,) float64 are sums of rewards, ``lengths`` (E,) int64 steps; an episode is ``truncated`` (E,) bool
-    where the limit of time ended it, and not the environment.
+    where the limit of time ended it, and not the environment. Of several environments it is told in ``which`` (E,) an
+    episode was, and its ``normalised`` return (E,) float64: 0 is the mean of random actions there, and 1 that of the
+    demonstrator's.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     truncated: np.ndarray
     states: Sequence[Batch] = ()
+    which: np.ndarray | None = None
+    normalised: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What came of each episode, by the names that it is stored by."""
+        found = {"returns": self.returns, "lengths": self.lengths, "truncated": self.truncated}
+        further = {"environment": self.which, "normalised": self.normalised}
+        return found | {name: array for name, array in further.items() if array is not None}
 
 
 class Kept(Protocol):
@@ -764,6 +852,10 @@ class Dataset(Component, ABC):
     spec: Spec
     plays: ClassVar[bool] = False
     """Whether its samples are states of an environment, in which what learns from it is to act."""
+
+    def of(self, environment: str | None) -> Dataset:
+        """The set of one environment, where there are several; itself where none is named."""
+        return self
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -906,3 +998,7 @@ class Dataset(Component, ABC):
     def film(self, policy: Predictor) -> bytes | None:
         """A test episode of a policy as a GIF; None where there is nothing to be seen."""
         return None
+
+    def scored_by(self) -> dict[str, Any]:
+        """What a score of the test split stands on beside its samples, for the protocol."""
+        return {}

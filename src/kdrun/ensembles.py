@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from kdrun import registry
-from kdrun.contracts import Dataset, Model
+from kdrun.contracts import Dataset, Model, Spec
 from kdrun.evaluate import paused, predict
-from kdrun.models import Cascade, Combined, Ensemble, Frozen, macs
+from kdrun.models import Cascade, Combined, Ensemble, Frozen, Network, macs
 from kdrun.plan import Run
 from kdrun.statistics import cascades
 from kdrun.statistics.scores import log_probabilities, mixture
@@ -21,7 +21,7 @@ def combined(run: Run, teachers: Mapping[Run, Frozen], dataset: Dataset, pause: 
     """The model that a run's teachers are together; ``pause`` is called while they are asked."""
     members = [teachers[one] for one in run.teachers.values()]
     view, device = members[0].view, members[0].device
-    model: Combined = registry.MODELS[run.model.kind](run.model, [one.model for one in members])
+    model = of_members(run, members, dataset.spec)
     network = Frozen(model, view, device)
     if model.config.left_open is not None:
         found = [predict(one, paused(dataset.split("validation"), pause)) for one in members]
@@ -36,6 +36,13 @@ def combined(run: Run, teachers: Mapping[Run, Frozen], dataset: Dataset, pause: 
     if isinstance(model, Cascade):
         _count(model, network, dataset, pause)
     return network
+
+
+def of_members(run: Run, members: Sequence[Network], spec: Spec) -> Combined:
+    """A run's model, of its members as far as they are finished; what samples are to decide is left open."""
+    model: Combined = registry.MODELS[run.model.kind](run.model, [one.model for one in members])
+    model.settle([teacher.environment for teacher in run.teachers.values()], spec, members[0].view)
+    return model
 
 
 def _count(model: Cascade, network: Frozen, dataset: Dataset, pause: Callable[[], None]) -> None:

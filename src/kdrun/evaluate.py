@@ -60,7 +60,7 @@ def answers(
     if layer is not None:
         found["retrieved"] = retrieved(found.pop("embeddings"), found["labels"])
     if played is not None:
-        found |= {"returns": played.returns, "lengths": played.lengths, "truncated": played.truncated}
+        found |= played.arrays
     return found
 
 
@@ -68,7 +68,8 @@ def scores_of(found: Mapping[str, np.ndarray], temperature: float | None = None)
     """Every score of what was answered."""
     scores = all_scores(found["logits"], found["labels"], temperature, found.get("retrieved"))
     if "returns" in found:
-        scores |= scores_of_returns(found["returns"], found["lengths"], found["truncated"])
+        several = found.get("environment"), found.get("normalised")
+        scores |= scores_of_returns(found["returns"], found["lengths"], found["truncated"], *several)
     return scores
 
 
@@ -104,6 +105,8 @@ class Likeness:
     def __init__(self) -> None:
         self._samples = self._alike = self._wrong = self._copied = 0
         self._divergence = 0.0
+        self.within: dict[str, Likeness] = {}
+        """The same in each of several environments."""
 
     def add(self, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> None:
         """Logits (B, C) of both, and labels (B,), ``HIDDEN`` where nobody knows whether the teacher is wrong."""
@@ -115,21 +118,22 @@ class Likeness:
         self._copied += int((alike & wrong).sum())
         self._divergence += divergence(student, teacher) * samples
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, Any]:
         """The share of equal predictions, of all samples and of those that the teacher has wrong, and the mean KL.
 
-        None of nothing.
+        None of nothing; of several environments the figures of each beside them.
         """
+        each = {name: one.figures() for name, one in self.within.items()}
         return {
             "agreement": self._alike / self._samples if self._samples else None,
             "copied_errors": self._copied / self._wrong if self._wrong else None,
             "kl_to_teacher": self._divergence / self._samples if self._samples else None,
-        }
+        } | ({"within": each} if each else {})
 
 
 def likenesses(
     pairs: Sequence[tuple[Predictor, Sequence[Predictor]]], batches: Iterable[Batch]
-) -> list[dict[str, float | None]]:
+) -> list[dict[str, Any]]:
     """How alike each student and its teachers are on a split: one pass for all of them."""
     found = [Likeness() for _ in pairs]
     with torch.no_grad():
@@ -138,7 +142,11 @@ def likenesses(
             said = {predictor: predictor(batch).logits.float().cpu().numpy() for predictor in everybody}
             for likeness, (student, of) in zip(found, pairs, strict=True):
                 teacher = said[of[0]] if len(of) == 1 else ensemble([said[one] for one in of])
-                likeness.add(said[student], teacher, batch.labels.cpu().numpy())
+                labels = batch.labels.cpu().numpy()
+                likeness.add(said[student], teacher, labels)
+                for part in batch.parts:  # one: a split has each environment's samples for themselves
+                    one = likeness.within.setdefault(part.environment, Likeness())
+                    one.add(said[student], teacher, labels)
     return [likeness.figures() for likeness in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -468,8 +468,26 @@ class Objective(nn.Module):
         return together / torch.where(total > 0, total, 1)
 
     def forward(self, student: Outputs, taught: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms by name, unsummed."""
-        return {label: term(student, taught, batch) for label, term in self.named.items()}
+        """The weighted terms by name, unsummed; of several environments their mean over the samples of each."""
+        if not batch.parts:
+            return {label: term(student, taught, batch) for label, term in self.named.items()}
+        lessons = [*_of_each_environment(student, taught, batch)]
+        return {
+            label: torch.stack([len(own) / len(batch) * term(*lesson, own) for *lesson, own in lessons]).sum()
+            for label, term in self.named.items()
+        }
+
+
+def _of_each_environment(
+    student: Outputs, taught: Mapping[str, Outputs], batch: Batch
+) -> Iterator[tuple[Outputs, dict[str, Outputs], Batch]]:
+    """What is said of the samples of each environment, of its own actions alone."""
+    first = 0
+    for _, samples, classes in batch.parts:
+        rows = slice(first, first + samples)
+        own = {name: said.rows(rows, classes) for name, said in taught.items()}
+        yield student.rows(rows, classes), own, batch.rows(rows)
+        first += samples
 
 
 def _with_smoothing(config: LossConfig, training: float) -> LossConfig:

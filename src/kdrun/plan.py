@@ -22,8 +22,8 @@ from kdrun.controls import ALONE, CONTROLS
 from kdrun.errors import Mismatch, OutOfMemory
 from kdrun.models.weights import demand_memory
 from kdrun.optimization import SEEN_BY_FITTED, Stage, Training
-from kdrun.schema import sides
-from kdrun.statistics.scores import RECALL
+from kdrun.schema import as_list, sides
+from kdrun.statistics.scores import RECALL, RETURN
 from kdrun.store import fingerprint
 
 RESULT_VERSION = 4
@@ -72,6 +72,8 @@ class Run:
     teachers: dict[str, Run] = field(default_factory=dict)
     origin: Run | None = None
     """the finished run that its model is made of"""
+    environment: str | None = None
+    """the one of several environments that it is for, of which its data set is then"""
     demonstrator: Run | None = None
     """the teacher whose samples it sees, where a teacher has to show them"""
     weights: Any = None
@@ -196,6 +198,7 @@ class Run:
 
     def lens(self, spec: Spec, device: torch.device) -> models.Lens | None:
         """What it sees its view through; raises ``Mismatch``."""
+        spec = spec.of(self.environment)
         view = self.view or spec.default_view
         units = spec.units(view) if self.normalization is not None and spec.units is not None else None
         return models.lens_for(self.resize, self.normalization, spec.shapes[view], units, device)
@@ -251,12 +254,12 @@ class Run:
         )
 
     @cached_property
-    def group(self) -> tuple[Draw, int, str]:
+    def group(self) -> tuple[Draw, int, str, str | None]:
         """Runs of one group train in lock step: those of one seed, and where students are stacked those of all."""
         draw = self.draw
         if self.training.stack and self.role == "student":
             draw = replace(draw, seed=-1, actor="")
-        return draw, self.training.epochs, self.training.precision
+        return draw, self.training.epochs, self.training.precision, self.environment
 
 
 @dataclass(frozen=True)
@@ -300,17 +303,21 @@ class Plan:
 
 def plan(config: Config, dataset: Dataset) -> Plan:
     """The runs that a config asks for, of its data set."""
-    experiment, data = config.experiment, dataset.identity()
+    experiment = config.experiment
+    everyone = (*experiment.teachers.values(), *experiment.students.values())
+    identities = {name: dataset.of(name).identity() for name in {one.environment for one in everyone}}
     teachers: dict[tuple[str, int], Run] = {}
     for name in _in_order(experiment.teachers):
         teacher = experiment.teachers[name]
         for seed in experiment.seeds if teacher.seeds == "each" else [teacher.seed]:
+            data = identities[teacher.environment]
             teachers[name, seed] = _teacher_run(config, name, teacher, seed, data, teachers)
     runs = list(teachers.values())
     for seed in experiment.seeds:
         made: dict[str, list[Run]] = {}
         for name in origins_first(experiment.students):
             student = experiment.students[name]
+            data = identities[student.environment]
             origin = _origin(student, made)
             own = [
                 replace(_student_run(config, name, student, method, seed, data, teachers), origin=origin)
@@ -352,6 +359,7 @@ def _costs_matched(runs: list[Run], config: Config, dataset: Dataset) -> list[Ru
 
 
 def _macs_of_a_step(run: Run, config: Config, dataset: Dataset) -> int:
+    dataset = dataset.of(run.environment)
     data, spec, samples = config.experiment.dataset, dataset.spec, run.training.batch_size
     if run.labelled_only:
         samples = min(samples, dataset.training_samples(replace(run.draw, labels="all")))
@@ -369,9 +377,11 @@ def _macs_of_a_step(run: Run, config: Config, dataset: Dataset) -> int:
 def _macs(run: Run, spec: Spec) -> int:
     if run.way == "combined":  # of training samples all members are asked
         return sum(_macs(member, spec) for member in run.teachers.values())
-    shape = spec.shapes[run.view or spec.default_view]
-    lens = run.lens(spec, torch.device("cpu"))
-    return models.macs(models.build(run.without_files().model, shape, spec.classes, 0, lens), shape)
+    spec, cpu = spec.of(run.environment), torch.device("cpu")
+    shape, lens = spec.shapes[run.view or spec.default_view], run.lens(spec, cpu)
+    heads = models.heads_for(spec, cpu)
+    model = models.build(run.without_files().model, shape, spec.classes, 0, lens, heads=heads)
+    return models.macs(model, shape)
 
 
 def _in_order(teachers: dict[str, TeacherConfig]) -> list[str]:
@@ -392,7 +402,7 @@ def _teacher_run(
 ) -> Run:
     sources = {source: _serving(source, seed, known) for source in teacher.sources}
     method, as_students = config.teaching(teacher, ("teachers", name, "method")), teacher.labels == "given"
-    demonstrator = config.experiment.demonstrator if teacher.sources else None
+    demonstrator = config.experiment.demonstrator_of(teacher.environment) if teacher.sources else None
     return _run(
         config,
         teacher,
@@ -412,7 +422,7 @@ def _teacher_run(
         expect=teacher.expect,
         weights_hash=_file_hash(teacher.weights),
         folds=teacher.folds,
-        demonstrator=None if demonstrator is None else _serving(demonstrator, seed, known),
+        demonstrator=None if demonstrator in (None, name) else _serving(demonstrator, seed, known),
     )
 
 
@@ -445,7 +455,8 @@ def _run(
         resize=None if model.resize is None else sides(model.resize),
         normalization=model.normalization,
         path=(f"{role}s", name),
-        metric=config.experiment.dataset.metric,
+        metric=config.experiment.dataset.metric if model.environment is None else RETURN,
+        environment=model.environment,
         device=config.experiment.device,
         **rest,
     )
@@ -460,8 +471,10 @@ def _student_run(
     data: dict[str, Any],
     teachers: dict[tuple[str, int], Run],
 ) -> Run:
+    demonstrator = config.experiment.demonstrator_of(student.environment)
+    if config.experiment.environments:
+        method = method.towards(as_list(demonstrator))
     names = dict.fromkeys(name for loss in method.losses for name in loss.teachers)
-    demonstrator = config.experiment.demonstrator
     return _run(
         config,
         student,

@@ -71,6 +71,7 @@ def resolution(plan: Plan, spec: Spec) -> dict[str, Any]:
                 "fitted": run.way == "fitted",
                 "combined": run.model.kind if run.way == "combined" else None,
                 "teachers": {name: teacher.fingerprint for name, teacher in run.teachers.items()},
+                "environment": run.environment,
                 "origin": run.origin.fingerprint if run.origin is not None else None,
                 "tuning_trials": plan.config.methods[run.method].tuning_trials
                 if run.role == "student" and run.method
@@ -103,6 +104,7 @@ def ensembles(plan: Plan) -> list[list[str]]:
 
 def model_key(run: Run, spec: Spec) -> str:
     """Runs of one key have one architecture on inputs of one shape, and so one latency."""
+    spec = spec.of(run.environment)
     shape = spec.shapes[run.view or spec.default_view]
     model = run.model.model_dump(mode="json", exclude={"initial_weights", "pretrained"})
     what: dict[str, Any] = {"model": model, "shape": shape, "classes": spec.classes}
@@ -180,10 +182,14 @@ def measure(store: Store, plan: Plan, spec: Spec, device: torch.device) -> None:
         frozen(run, results[key], spec, device) if key in fitted else finished_network(run, spec, device)
         for key, run in wanted.items()
     ]
-    single = [_runner(network, spec, device, 1) for network in networks]
+    forms = [spec.of(run.environment) for run in wanted.values()]
+    single = [_runner(network, form, device, 1) for network, form in zip(networks, forms, strict=True)]
     times = latencies(single, device)
     batches = [min(256, max(1, round(THROUGHPUT_MS / one["p50"]))) for one in times]
-    many = [_runner(network, spec, device, size) for network, size in zip(networks, batches, strict=True)]
+    many = [
+        _runner(network, form, device, size)
+        for network, form, size in zip(networks, forms, batches, strict=True)
+    ]
     figures = [
         {
             "latency_ms": time_,

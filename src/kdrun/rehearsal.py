@@ -79,7 +79,7 @@ def rehearse(
     Raises ``ConfigError`` with every layer, shape and file that does not fit, before anything is trained or
     downloaded. ``whole_batches`` takes the steps at the config's batch sizes, for an estimate of time.
     """
-    spec = dataset.spec
+    every = dataset
     problems: list[Problem] = []
     teachers: dict[str, Frozen] = {}
     shown: dict[Kin, Rehearsed] = {}
@@ -91,6 +91,8 @@ def rehearse(
             or any(name not in teachers for name in run.teachers)
         ):
             continue
+        dataset = every.of(run.environment)
+        spec = dataset.spec
         try:
             with _memory_told(run, "as it is built; write a smaller model"):
                 network = _without_download(run, spec, device)
@@ -348,6 +350,6 @@ def layer_tables(plan: Plan, spec: Spec) -> dict[tuple[str, str], LayerTable]:
                 )
             except Mismatch as error:
                 raise plan.config.error([_of_model(error, run)]) from error
-            batch = spec.random_batch(2)
+            batch = spec.of(run.environment).random_batch(2)
             tables[run.role, run.name] = network.describe(batch, f"the {run.role} '{run.name}'")
     return tables

@@ -66,6 +66,7 @@ def _result_bytes(run: Run, known: Figures, dataset: Dataset) -> int:
         numbers = (1 + run.folds) * known[run.kin].parameters
     else:  # its weights are given
         numbers = parameters(finished_network(run, dataset.spec, torch.device("cpu")).model)
+    dataset = dataset.of(run.environment)
     numbers += (dataset.spec.classes + 4) * len(dataset.labels("test"))
     return FLOAT_BYTES * numbers + SMALL_BYTES + _log_bytes(run, known)
 
@@ -88,8 +89,8 @@ def needed_by_tables(runs: Iterable[Run], known: Figures, dataset: Dataset) -> d
     """Bytes of the tables in which teachers are looked up, by the teacher's fingerprint."""
     tables: dict[str, int] = {}
     for run in runs:
-        one, copies = known.get(run.kin), dataset.copies(run.draw)
-        samples = len(dataset.labels("train", run.draw.given))
+        one, own = known.get(run.kin), dataset.of(run.environment)
+        copies, samples = own.copies(run.draw), len(own.labels("train", run.draw.given))
         if one is not None and one.looked_up and copies is not None:
             for name, numbers in one.table_numbers.items():
                 teacher = run.teachers[name].fingerprint

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from kdrun import errors, registry
+from kdrun.config.environments import environment_problems
 from kdrun.config.mixes import Method, as_method, control_method, expanded_method, published_methods
 from kdrun.config.origins import origin_problems
 from kdrun.config.parts import ControlConfig, Experiment, MethodConfig, StudentConfig, TeacherConfig
@@ -23,8 +24,8 @@ from kdrun.schema import as_list
 from kdrun.statistics.scores import RECALL
 
 
-def cross_checks(experiment: Experiment) -> Iterable[Problem]:
-    """Everything that two parts of the config have to agree on."""
+def cross_checks(experiment: Experiment, data_known: bool = True) -> Iterable[Problem]:
+    """Everything that two parts of the config have to agree on; without what only a data set that is right can say."""
     yield from _method_names(experiment)
     if len(set(experiment.seeds)) < len(experiment.seeds):
         yield Problem(("seeds",), "a seed stands twice", "each seed is one run of each student")
@@ -38,8 +39,10 @@ def cross_checks(experiment: Experiment) -> Iterable[Problem]:
                     "add `validation: 0.1` to the data set",
                 )
     yield from _retrieval_problems(experiment)
-    yield from policy_problems(experiment)
-    yield from reward_problems(experiment)
+    if data_known:
+        yield from policy_problems(experiment)
+        yield from environment_problems(experiment)
+        yield from reward_problems(experiment)
     yield from _share_problems(experiment)
     yield from _thawing_problems(experiment)
     yield from _teacher_problems(experiment)
@@ -312,7 +315,7 @@ def _peer_problems(
 
 
 def _mix_problems(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
-    teachers = list(experiment.teachers)
+    teachers = experiment.named_teachers
     try:
         expanded = expanded_method(method, path, teachers)
     except ConfigError as error:
@@ -355,7 +358,7 @@ def _control_names(experiment: Experiment) -> Iterable[Problem]:
 
 def _control_problems(control: ControlConfig, path: errors.Path, experiment: Experiment) -> Iterable[Problem]:
     """What is wrong with a control: all that can be with a method, and terms that it would not be a control with."""
-    teachers = list(experiment.teachers)
+    teachers = experiment.named_teachers
     if not teachers and (
         control.name == SHUFFLED or (control.name == MATCHED and not _runs_further(experiment))
     ):

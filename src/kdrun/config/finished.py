@@ -126,10 +126,11 @@ def _told_apart(result: dict[str, Any]) -> list[str]:
     return names
 
 
-def number_problems(experiment: Experiment, classes: int) -> Iterator[Problem]:
+def number_problems(experiment: Experiment, dataset: Dataset) -> Iterator[Problem]:
     """The runs that tell another number of classes apart than the data set has."""
-    for _, path, result in _with_results(experiment):
+    for name, path, result in _with_results(experiment):
         known = len(_told_apart(result))
+        classes = dataset.of(experiment.teachers[name].environment).spec.classes
         if known != classes:
             others = " that are not unseen" * bool(experiment.dataset.unseen)
             words = f"this run tells {known} classes apart, and the data set has {classes}{others}"
@@ -144,7 +145,9 @@ def sample_problems(
     ``warn`` is given a sentence about each run on other data, of which nobody can tell, and about each that had other
     validation samples.
     """
+    every = dataset
     for name, path, result in _with_results(experiment):
+        dataset = every.of(experiment.teachers[name].environment)
         theirs, own = _told_apart(result), dataset.class_names[: dataset.spec.classes]
         places = {word: number for number, word in enumerate(theirs)}
         moved = [number for number, word in enumerate(own) if places.get(word, number) != number]

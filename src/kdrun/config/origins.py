@@ -23,7 +23,7 @@ ANY = {"kind": "mlp"}
 """Stands for a model of which nothing is to be said."""
 WITHOUT = ("initial_weights", "pretrained")
 """Options of a model that say where its first weights are from; one that is made of it has those that it ended with."""
-SEEN = ("view", "resize", "normalization")
+SEEN = ("environment", "view", "resize", "normalization")
 """What decides what a student sees."""
 
 

@@ -67,7 +67,7 @@ Name = Annotated[
 
 FOLDS = 5
 """Of cross-fitting, where nothing is said."""
-BESIDE_A_RUN = {"run", "expect"}
+BESIDE_A_RUN = {"run", "expect", "environment"}
 """What a teacher says that is a finished run; all else comes from there."""
 
 
@@ -78,6 +78,8 @@ class ModelUse(Schema):
     """its architecture"""
     training: Training | None = None
     """what differs from the experiment's `training`"""
+    environment: str | None = None
+    """of a data set of several environments the one that it is for; all of them where nothing is said"""
     view: str | None = None
     """the input that it sees"""
     resize: Sides | None = None
@@ -275,12 +277,25 @@ class Experiment(Schema):
         return own
 
     @property
-    def demonstrator(self) -> str | None:
-        """The teacher that shows the students their samples, where one has to."""
+    def environments(self) -> list[str]:
+        """Those of the data set by name, where it has several."""
+        return [*getattr(self.dataset, "environments", ())]
+
+    def demonstrator_of(self, environment: str | None = None) -> str | None:
+        """The teacher that shows the students of an environment, or of all, their samples, where one has to."""
         if not registry.DATASETS[self.dataset.kind].plays:
             return None
+        if self.environments:
+            own = (name for name, teacher in self.teachers.items() if teacher.environment == environment)
+            return next(own, None)
         named: str | None = getattr(self.dataset, "demonstrator", None)
         return named or next((name for name, teacher in self.teachers.items() if not teacher.sources), None)
+
+    @property
+    def named_teachers(self) -> list[str]:
+        """The teachers that terms can name; of several environments one stands for that of each student's own."""
+        apart = any(teacher.environment is not None for teacher in self.teachers.values())
+        return [*self.teachers][-1:] if apart else [*self.teachers]
 
     def control_path(self, name: str) -> errors.Path:
         """Where a control stands in the config."""

@@ -9,7 +9,7 @@ from kdrun.config.parts import Experiment, TeacherConfig
 from kdrun.data.episodes import EnvironmentConfig, opened, with_physics
 from kdrun.errors import DataError, Problem, did_you_mean
 from kdrun.optimization import Recipe
-from kdrun.statistics.scores import RETURN
+from kdrun.statistics.scores import NORMALISED, RETURN
 
 OF_SAMPLES = {
     "queries": ("the teacher is asked about states that are visited", "write `rollouts`"),
@@ -29,7 +29,7 @@ def policy_problems(experiment: Experiment) -> Iterable[Problem]:
                 if getattr(training, key):
                     yield Problem((*path, key), words, cure, True)
         return
-    if experiment.dataset.metric == RETURN:
+    if experiment.dataset.metric in (RETURN, NORMALISED):
         words = "a return is what a policy gets in an environment, and these samples are of none"
         yield Problem(("dataset", "metric"), words, "write `kind: gym`, or another metric")
     for path, training in _trainings(experiment):
@@ -43,11 +43,13 @@ def policy_problems(experiment: Experiment) -> Iterable[Problem]:
 
 
 def _demonstrator_problems(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.environments:  # each has its own; see ``environments``
+        return
     named = getattr(experiment.dataset, "demonstrator", None)
     if not experiment.teachers:
         words = "the students see the states that a teacher visits, and there is none"
         yield Problem(("dataset",), words, "add `teacher: {model: {kind: dqn}}`")
-    elif experiment.demonstrator is None:
+    elif experiment.demonstrator_of() is None:
         yield Problem(("teachers",), "all teachers are distilled from others", "add one that is not")
     elif named is not None and named not in experiment.teachers:
         hint = did_you_mean(named, experiment.teachers)

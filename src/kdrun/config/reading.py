@@ -51,7 +51,7 @@ class Config:
     @functools.cached_property
     def methods(self) -> dict[str, Method]:
         """The controls and the methods, in their order, with published mixes written out."""
-        teachers = list(self.experiment.teachers)
+        teachers = self.experiment.named_teachers
         controls = {
             name: control_method(control, self.experiment.control_path(name), teachers)
             for name, control in self.experiment.controlled_by.items()
@@ -66,7 +66,7 @@ class Config:
         """A method of this config, or a published one that it does not list (for chains)."""
         if name in self.methods:
             return self.methods[name]
-        return expanded_method(MethodConfig(name=name, use=name), path, list(self.experiment.teachers))
+        return expanded_method(MethodConfig(name=name, use=name), path, self.experiment.named_teachers)
 
     def teaching(self, teacher: TeacherConfig, path: errors.Path) -> Method:
         """What a teacher is trained with: the labels, or the method by which others teach it."""
@@ -113,7 +113,8 @@ def validate(source: Source, name: str = "experiment") -> Config:
         experiment = _what_is_right(data)
     _show_set_keys(experiment, source)
     if not twice:
-        problems += cross_checks(experiment)
+        data_known = all(problem.path[:1] != ("dataset",) for problem in problems)
+        problems += cross_checks(experiment, data_known)
     if problems:
         raise source.explain(dict.fromkeys(problems))
     return Config(experiment, source)

@@ -3,7 +3,7 @@
 Importing this package registers every kind.
 """
 
-from kdrun.data import bundled, gym, own, synthetic, vision
+from kdrun.data import bundled, gym, gyms, own, synthetic, vision
 from kdrun.data.augmentation import PictureConfig
 from kdrun.data.base import HeldOutConfig, Raw, SampleSet
 
@@ -14,6 +14,7 @@ __all__ = [
     "SampleSet",
     "bundled",
     "gym",
+    "gyms",
     "own",
     "synthetic",
     "vision",

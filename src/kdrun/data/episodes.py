@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence
 from pydantic import Field
 
 from kdrun.errors import DataError, did_you_mean, shown
@@ -89,6 +89,17 @@ class Episode(NamedTuple):
 
 Act = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 """Actions (B,) for observations (B, F), of episodes whose seeds are given in their order."""
+
+
+def at_random(actions: int) -> Act:
+    """One of so many actions, each as probable as any other; in each episode as its seed has it."""
+    draws: dict[int, np.random.Generator] = {}
+
+    def act(observations: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        own = [draws.setdefault(seed, np.random.default_rng((seed, actions))) for seed in seeds]
+        return np.array([draw.integers(actions) for draw in own])
+
+    return act
 
 
 def opened(config: EnvironmentConfig, render: bool = False) -> Any:
@@ -204,6 +215,19 @@ def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
         made.close()
     except (DataError, ImportError, NotImplementedError, RuntimeError):
         return None
+    return _as_gif(frames)
+
+
+def in_turn(films: Sequence[bytes]) -> bytes:
+    """Films as one, one after the other, smaller pictures made as large as the largest."""
+    frames = [
+        frame.convert("RGB") for one in films for frame in ImageSequence.Iterator(Image.open(io.BytesIO(one)))
+    ]
+    size = max(frame.width for frame in frames), max(frame.height for frame in frames)
+    return _as_gif([_quantized(ImageOps.pad(frame, size, color="white")) for frame in frames])
+
+
+def _as_gif(frames: Sequence[Image.Image]) -> bytes:
     file = io.BytesIO()
     times = {"duration": FRAME_MILLISECONDS, "loop": 0}
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], optimize=True, **times)
@@ -212,5 +236,8 @@ def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
 
 def _small(picture: np.ndarray) -> Image.Image:
     whole = Image.fromarray(picture)
-    smaller = whole.reduce(max(1, round(whole.width / FRAME_WIDTH)))
-    return smaller.quantize(FRAME_COLOURS, Image.Quantize.FASTOCTREE)
+    return _quantized(whole.reduce(max(1, round(whole.width / FRAME_WIDTH))))
+
+
+def _quantized(picture: Image.Image) -> Image.Image:
+    return picture.quantize(FRAME_COLOURS, Image.Quantize.FASTOCTREE)

@@ -31,7 +31,18 @@ from kdrun.contracts import (
     Units,
 )
 from kdrun.data import sampling
-from kdrun.data.episodes import NAMES, Act, EnvironmentConfig, Episode, Purpose, film, opened, play, seed_of
+from kdrun.data.episodes import (
+    NAMES,
+    Act,
+    EnvironmentConfig,
+    Episode,
+    Purpose,
+    at_random,
+    film,
+    opened,
+    play,
+    seed_of,
+)
 from kdrun.data.experience import Pool, Recorded, gather, judged, sampled
 from kdrun.errors import DataError
 from kdrun.randomness import derive
@@ -55,6 +66,33 @@ NOT_HERE = {
 Names = Annotated[list[str], Field(min_length=1)]
 
 
+class NamedEnvironment(EnvironmentConfig):
+    """An environment, and what its numbers and actions are called."""
+
+    observation_names: Names | None = None
+    """what the numbers of an observation are called, for rules; of classic control kdrun knows them"""
+    action_names: Names | None = None
+    """what the actions are called"""
+
+
+class StatesConfig(DatasetConfig):
+    """Options of states that a teacher shows."""
+
+    states: int = Field(default=10_000, ge=2)
+    """how many of its states are recorded, in whole episodes, the last one cut off"""
+    episodes: int = Field(default=100, ge=2)
+    """how many episodes a policy is scored in"""
+    validation_episodes: int = Field(default=20, ge=2)
+    """in how many others a student is looked at after each epoch, where there is a validation share"""
+
+
+def demand_states(config: StatesConfig) -> None:
+    """Raise ``DataError`` where a key is given that is of samples."""
+    for key, cure in NOT_HERE.items():
+        if getattr(config, key) is not None:
+            raise DataError(f"dataset.{key}: says nothing of states of an environment; {cure}")
+
+
 class Gym(Dataset):
     """States of an environment of gymnasium, labelled by what a teacher does there; the score is the mean return.
 
@@ -64,7 +102,7 @@ class Gym(Dataset):
     `pip install 'kdrun[rl]'`.
     """
 
-    class Config(EnvironmentConfig, DatasetConfig):
+    class Config(NamedEnvironment, StatesConfig):
         """Options of `gym`."""
 
         kind: Literal["gym"]
@@ -73,28 +111,16 @@ class Gym(Dataset):
         demonstrator: str | None = None
         """the teacher whose states and actions the students see; the first that is not distilled where nothing is said
         """
-        states: int = Field(default=10_000, ge=2)
-        """how many of its states are recorded, in whole episodes, the last one cut off"""
-        episodes: int = Field(default=100, ge=2)
-        """how many episodes a policy is scored in"""
-        validation_episodes: int = Field(default=20, ge=2)
-        """in how many others a student is looked at after each epoch, where there is a validation share"""
         target: float | None = None
         """the return that students are to reach who act by themselves: `compare` tells after how many steps they do, in
         the validation episodes after each epoch"""
-        observation_names: Names | None = None
-        """what the numbers of an observation are called, for rules; of classic control kdrun knows them"""
-        action_names: Names | None = None
-        """what the actions are called"""
 
     config: Config
     plays = True
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        for key, cure in NOT_HERE.items():
-            if getattr(config, key) is not None:
-                raise DataError(f"dataset.{key}: says nothing of states of an environment; {cure}")
+        demand_states(config)
         made = opened(config)
         space, actions = made.observation_space, int(made.action_space.n)
         made.close()
@@ -377,6 +403,11 @@ class Gym(Dataset):
             np.array([not episode.terminated for episode in played]),
             list(self._in_pieces(visited, 512)),
         )
+
+    def at_random(self, split: Split, pause: Callable[[], None] = lambda: None) -> np.ndarray:
+        """What random actions get in the episodes of a split (E,)."""
+        played = play(self.config, at_random(self.spec.classes), self._seeds(split), pause)
+        return np.array([episode.rewards.sum() for episode in played])
 
     def film(self, policy: Predictor) -> bytes | None:
         """The first test episode as a GIF."""

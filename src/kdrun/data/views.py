@@ -112,13 +112,14 @@ def _times(sides: Sequence[int]) -> str:
     return "×".join(map(str, sides))
 
 
-def _named(written: str) -> str:
+def _named(written: str, what: str) -> str:
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", written):
-        raise ValueError(f"'{shown(written)}' is no name of a view; write letters, digits, '-' and '_'")
+        raise ValueError(f"'{shown(written)}' is no name of {what}; write letters, digits, '-' and '_'")
     return written
 
 
-ViewName = Annotated[str, AfterValidator(_named)]
+ViewName = Annotated[str, AfterValidator(functools.partial(_named, what="a view"))]
+EnvironmentName = Annotated[str, AfterValidator(functools.partial(_named, what="an environment"))]
 
 
 class ViewsConfig(DatasetConfig):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdrun.contracts import Batch, Context, Loss, Outputs, Published, Taps
+from kdrun.contracts import LEFT_OUT, Batch, Context, Loss, Outputs, Published, Taps
 from kdrun.losses.base import LogitConfig, LogitLoss, OnLogits, Temperature, main_classes
 from kdrun.losses.numerics import (
     bounded,
@@ -23,10 +23,6 @@ from kdrun.losses.numerics import (
 )
 from kdrun.losses.recipes import CRD, WARM_UP
 from kdrun.taps import LayerTable
-
-LEFT_OUT = -1e30
-"""Stands for the logit of a class that is left out, below those that a teacher rules out."""
-
 
 HOTTEST = 20.0
 """What a learned temperature may be above 1."""

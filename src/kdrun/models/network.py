@@ -17,6 +17,7 @@ from kdrun.contracts import Batch, Loss, Model, ModelConfig, Outputs, Predictor
 from kdrun.eager import seen_to
 from kdrun.memory import watched
 from kdrun.models import int8
+from kdrun.models.heads import Heads, choose_heads
 from kdrun.models.lens import Lens, look_through
 from kdrun.models.together import Combined
 from kdrun.models.weights import read_state, start_from
@@ -31,14 +32,18 @@ def build(
     seed: int,
     through: Lens | None = None,
     origin: Mapping[str, Tensor] | None = None,
+    heads: Heads | None = None,
 ) -> Model:
     """The model that a config names, for inputs of a ``shape`` without the batch, seen ``through`` a lens, on the CPU.
+
+    With ``heads`` its classifier has all their outputs, and it answers by the one that is a sample's.
 
     Its weights are a function of ``seed``, unless they come from a file, or from the state of the finished ``origin``
     that it is made of; no global generator is changed. Raises ``Mismatch`` where the model cannot read such inputs,
     ``WeightsError`` where its file does not fit, and ``OutOfMemory``.
     """
     maker = registry.MODELS[config.kind]
+    classes = classes if heads is None else heads.outputs
     with torch.random.fork_rng(devices=[]), watched():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change the GPUs'
         seen = shape if through is None else through.shape(shape)
@@ -53,6 +58,7 @@ def build(
             model = maker(config, seen, classes)
     model.made_from = config
     look_through(model, through)
+    choose_heads(model, heads)
     if config.initial_weights is not None:
         start_from(model, read_state(config.initial_weights), str(config.initial_weights))
     return model
@@ -253,8 +259,8 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     are not counted, nor is it how many of the weights are 0. Of members, by how often each is asked.
     """
     if isinstance(model, Combined):
-        members = zip(model.members, model.asked, strict=True)
-        return round(sum(share * macs(member, shape) for member, share in members))
+        members = zip(model.members, model.asked, model.member_shapes(shape), strict=True)
+        return round(sum(share * macs(member, seen) for member, share, seen in members))
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     for module in shadow.modules():
         if isinstance(module, int8.Int8Layer):

@@ -1,4 +1,4 @@
-"""Models that are made of finished ones: ensembles, which ask all of them, and cascades, which ask them in turn."""
+"""Models that are made of finished ones: ensembles, which ask all of them, cascades, in turn, and specialists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdrun.contracts import Model, ModelConfig
+from kdrun.contracts import LEFT_OUT, JointSpec, Model, ModelConfig, Spec
 
 TOLERANCE = 0.001
 """What a cascade may score less than its last member on validation samples, where nothing is said."""
@@ -47,6 +47,13 @@ class Combined(Model):
     def __init__(self, config: Any, members: Sequence[Model]) -> None:
         super().__init__()
         self.config, self.members = config, nn.ModuleList(members)
+
+    def settle(self, environments: Sequence[str | None], spec: Spec, view: str) -> None:
+        """Take up what the form of the data set decides; of each member its environment is given, where it has one."""
+
+    def member_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What each member reads of inputs of a shape without the batch."""
+        return [shape] * len(self.members)
 
     def said(self, x: Tensor) -> Tensor:
         """The log-probabilities (M, B, C) of each member for inputs (B, …)."""
@@ -203,6 +210,54 @@ class Cascade(Combined):
                 F.softmax(member(x), dim=1).amax(dim=1).tolist()
 
         return run
+
+
+class Specialists(Combined):
+    """Teachers of one environment each, the members that `from` names, as one for all: for each state its own is asked.
+
+    What they say is kept as it is, be it Q-values or logits of a policy.
+    """
+
+    class Config(CombinedConfig):
+        """Options of `specialists`."""
+
+        kind: Literal["specialists"]
+
+    config: Config
+
+    def __init__(self, config: Config, members: Sequence[Model]) -> None:
+        super().__init__(config, members)
+        self.classes = 0
+        self._columns: list[slice] = []
+        self._flags: list[int] = []
+
+    def settle(self, environments: Sequence[str | None], spec: Spec, view: str) -> None:
+        """Take up where in a view each member's numbers are."""
+        assert isinstance(spec, JointSpec), "the config sees to it"
+        self.classes, columns = spec.classes, spec.columns(view)
+        own = [name for name in environments if name is not None]
+        self._columns, self._flags = [columns[name] for name in own], [spec.flags[name] for name in own]
+
+    def member_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The numbers of each member's own environment."""
+        return [(columns.stop - columns.start,) for columns in self._columns]
+
+    @property
+    def asked(self) -> list[float]:
+        """All of them are asked about all samples, so that the shapes are the same whatever these are."""
+        return [1.0] * len(self.members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the members say (B, C) of inputs (B, F), of several environments; actions that one lacks are left out.
+
+        Of a sample of no environment nothing is said.
+        """
+        said = x.new_full((len(x), self.classes), LEFT_OUT, dtype=torch.float32)
+        for member, columns, flag in zip(self.members, self._columns, self._flags, strict=True):
+            own = member(x[:, columns]).float()
+            its = x[:, flag, None] > 0
+            said[:, : own.shape[1]] = torch.where(its, own, said[:, : own.shape[1]])
+        return said
 
 
 def _goes_on(number: int, share: float) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
 Shares = NDArray[np.float64]
-Metric = Literal["accuracy", "balanced-accuracy", "macro-f1", "recall@1", "return"]
+Metric = Literal["accuracy", "balanced-accuracy", "macro-f1", "recall@1", "return", "normalised-return"]
 RECALL: Final = "recall@1"
 """The metric of embeddings: the share of samples whose nearest other one is of their class. The others are of logits.
 
@@ -21,6 +21,9 @@ training: Oh Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted St
 """
 RETURN: Final = "return"
 """The metric of agents: the mean, over evaluation episodes, of the sum of an episode's rewards. Any number."""
+NORMALISED: Final = "normalised-return"
+"""The metric of agents in several environments: the mean of their returns there, as 0 is what random actions get and 1
+what the teacher gets. Any number."""
 
 
 def log_probabilities(logits: Logits) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, m
 
 from kdrun.controls import ALONE
 from kdrun.errors import DamagedError, shown
-from kdrun.statistics.scores import RECALL, RETURN, Metric
+from kdrun.statistics.scores import NORMALISED, RECALL, RETURN, Metric
 
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]*"
 Word = Annotated[str, Field(pattern=f"^{WORD}$")]
@@ -53,21 +53,24 @@ class Scores(Form):
     macro_f1: Share | None = Field(default=None, alias="macro-f1")
     recall: Share | None = Field(default=None, alias=RECALL)
     return_: Number | None = Field(default=None, alias=RETURN)
+    normalised: Number | None = Field(default=None, alias=NORMALISED)
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         of_classes = self.accuracy, self.balanced_accuracy, self.macro_f1
-        if self.recall is None and self.return_ is None and None in of_classes:
+        of_others = self.recall, self.return_, self.normalised
+        if None in of_classes and not any(score is not None for score in of_others):
             raise ValueError("a metric is missing")
         return self
 
 
 class Likeness(Form):
-    """How alike a student and its teachers are."""
+    """How alike a student and its teachers are; of several environments also in each."""
 
     agreement: Number | None
     copied_errors: Number | None
     kl_to_teacher: Number | None
+    within: dict[Word, Likeness] = {}
 
 
 class Likenesses(Form):
@@ -176,8 +179,9 @@ class Run(Form):
     model: str
     teachers: dict[Word, Word]
     origin: Word | None = None
+    environment: Word | None = None
     fitted: bool = False
-    combined: Literal["ensemble", "cascade"] | None = None
+    combined: Literal["ensemble", "cascade", "specialists"] | None = None
     tuning_trials: int | None = None
 
 

@@ -46,6 +46,8 @@ GIF = (b"GIF87a", b"GIF89a")
 """How such a file begins."""
 EPISODES = {"returns": np.float64, "lengths": np.int64, "truncated": np.bool_}
 """What predictions hold of an agent's evaluation episodes, and of which type."""
+IN_SEVERAL = {"environment": np.str_, "normalised": np.float64}
+"""What they hold besides where it acts in several environments."""
 DEPTH = 6
 """Of the folders below that of all runs: ``EXPERIMENT/students/STUDENT/METHOD/seed-0/checkpoint-9``."""
 
@@ -84,7 +86,9 @@ class Result:
         """Test ``logits`` (N, C) float32, ``labels`` (N,), ``index`` (N,); raises ``DamagedError``.
 
         And the classes (N,) that are ``retrieved``, where the embeddings were scored; of an agent's E evaluation
-        episodes the ``returns`` (E,) float64, ``lengths`` (E,) int64, and which are ``truncated`` (E,) bool.
+        episodes the ``returns`` (E,) float64, ``lengths`` (E,) int64, and which are ``truncated`` (E,) bool; where it
+        acts in several environments also the name of each episode's ``environment`` (E,), and its ``normalised`` return
+        (E,) float64.
         """
         arrays: dict[str, np.ndarray] = self._read("predictions.npz", _arrays)
         tested = self.manifest["protocol"]["test_samples"]
@@ -99,9 +103,10 @@ class Result:
             found = arrays[name]
             if found.dtype.kind != "i" or found.shape != (samples,) or not set(found) <= set(range(classes)):
                 raise foreign(self.folder / "predictions.npz", f"{name} {found.shape} {found.dtype}")
-        for name, kind in EPISODES.items() if "returns" in arrays else ():
+        told = {name: kind for name, kind in (EPISODES | IN_SEVERAL).items() if name in arrays}
+        for name, kind in told.items():
             found = arrays[name]
-            if found.dtype != kind or found.shape != (tested,) or not np.isfinite(found).all():
+            if found.dtype.type != kind or found.shape != (tested,) or not _finite(found):
                 raise foreign(self.folder / "predictions.npz", f"{name} {found.shape} {found.dtype}")
         return arrays
 
@@ -130,8 +135,13 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
             raise ValueError("it is packed")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         wanted = ["logits", "labels", "index"] + ["retrieved"] * ("retrieved" in arrays)
-        wanted += EPISODES if "returns" in arrays else []
+        wanted += [*EPISODES, *(IN_SEVERAL.keys() & {*arrays})] if "returns" in arrays else []
         return {name: arrays[name] for name in wanted}
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite; names are none."""
+    return array.dtype.kind == "U" or bool(np.isfinite(array).all())
 
 
 def _gif(data: bytes) -> bytes:

@@ -13,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from kdrun import assembly, bookkeeping, models, registry
+from kdrun import assembly, bookkeeping, compare, models, registry
 from kdrun.contracts import LEFT_OUT, Draw, Outputs
 from kdrun.data.gym import Gym
 from kdrun.data.gyms import Gyms
 from kdrun.errors import ConfigError, DataError, Interrupted
 from kdrun.evaluate import predict
+from kdrun.evidence import write_report
 from kdrun.models import heads_for, macs, parameters
+from kdrun.report import table
+from kdrun.statistics.returns import reward_step
+from kdrun.store import Store
 from support import checked, experiment, outcome, problems, results, run
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -460,6 +464,81 @@ def test_what_is_stored_says_the_same(written, tmp_path, unfilmed):
         torch.from_numpy(stored["labels"]),
         torch.cat([teacher(batch).logits.argmax(dim=1) for batch in dataset.split("test")]),
     )
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+@pytest.fixture(scope="module")
+def compared(written, tmp_path_factory):
+    """A comparison of students of both environments and of one each, by two seeds, and the folder of its runs."""
+    root = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gyms, "film", lambda *_: None)
+        patch.setattr(Gym, "film", lambda *_: None)
+        run(written(TEXT), root, "seeds=[0, 1]")
+    parts = compare.materials(Store(root), ["several"])
+    return compare.comparison(parts), parts, root
+
+
+def test_every_row_has_the_score_of_its_own_and_the_return_in_each_environment(compared):
+    rows, _, root = compared
+    found = {(row["model"], row["method"]): row for row in rows["rows"]}
+    assert {who: (row["environment"], row["metric"]) for who, row in found.items()} == {
+        ("pole-teacher", None): ("pole", "return"),
+        ("pole", "alone"): ("pole", "return"),
+        ("pole", "copy"): ("pole", "return"),
+        ("car-teacher", None): ("car", "return"),
+        ("teachers", None): (None, "normalised-return"),
+        ("both", "alone"): (None, "normalised-return"),
+        ("both", "copy"): (None, "normalised-return"),
+    }
+    both, stored = found["both", "copy"], results(root)
+    seeds = [stored[f"students/both/copy/seed-{seed}"].manifest["scores"] for seed in (0, 1)]
+    assert both["returns"] == {
+        name: pytest.approx(np.mean([one[f"return in {name}"] for one in seeds])) for name in ("pole", "car")
+    }
+    assert both["mean"] == pytest.approx(np.mean([one["normalised-return"] for one in seeds]))
+    assert found["pole", "copy"]["returns"] == {"pole": found["pole", "copy"]["mean"]}
+    assert found["teachers", None]["role"] == "teacher" and found["teachers", None]["against"] is None
+
+
+def test_who_is_for_other_environments_stands_in_another_table(compared):
+    tables = table.tables(compared[0])
+    assert [{row["model"] for row in one.rows} for one in tables] == [
+        {"pole-teacher", "pole"},
+        {"teachers", "both"},
+    ]
+    heads = [table.cells(one.rows, every=False)[0] for one in tables]
+    assert "return" in heads[0] and "return in pole" not in heads[0]
+    assert {"normalised return", "return in pole", "return in car"} <= {*heads[1]}
+    [mixed] = table.tables(compared[0], mixed=True)
+    head, lines = table.cells(mixed.rows)
+    pole = [line[head.index("return in pole")] for line in lines if line[head.index("model")] == "pole copy"]
+    row = next(row for row in mixed.rows if (row["model"], row["method"]) == ("pole", "copy"))
+    assert pole == [f"{row['mean']:.2f}"], "beside that of who acts in both"
+
+
+def test_the_least_difference_is_that_of_one_reward_in_one_environment(compared):
+    _, parts, _ = compared
+    several = next(part for part in parts if part.environment is None)
+    pole = [several.outcomes(run)[:3] for run in several.results]
+    car = [several.outcomes(run)[3:] for run in several.results]
+    assert several.step == pytest.approx(min(reward_step(pole), reward_step(car)) / 6)
+
+
+def test_a_report_is_written_of_them(compared):
+    rows, parts, root = compared
+    write_report(root / "several", rows, parts, mixed=False)
+    page = (root / "several/report.html").read_text()
+    assert "return in pole" in page and "by the mean returns of random actions" in page
+
+
+def test_one_environment_compares_as_ever(written, tmp_path, unfilmed):
+    run(written(ONE), tmp_path)
+    rows = compare.comparison(compare.materials(Store(tmp_path), ["one"]))["rows"]
+    assert all(row["returns"] is None and row["environment"] is None for row in rows)
+    assert not any(name.startswith("return in") for name in table.cells(rows)[0])
 
 
 # ----------------------------------------------------------------------------------------------- mistakes

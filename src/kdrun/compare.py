@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -27,11 +27,13 @@ from kdrun.store.forms import foreign
 KEYS = [
     "teacher",
     "seeds",
+    "environment",
     "metric",
     "values",
     "mean",
     "std",
     "interval",
+    "returns",
     "gain",
     "gain_interval",
     "gain_covers",
@@ -80,7 +82,7 @@ LIKENESS = {
     "kl_to_teacher": ("test", "kl_to_teacher"),
 }
 """How alike a student and its teachers are: on which samples, and which figure of these. Its own are an agent's."""
-OUTCOMES = {scores.RECALL: "retrieved", scores.RETURN: "returns"}
+OUTCOMES = {scores.RECALL: "retrieved", scores.RETURN: "returns", scores.NORMALISED: "normalised"}
 """What of a run's predictions its score is made of, where that is not the classes of its largest logits."""
 
 Row = dict[str, Any]
@@ -98,15 +100,19 @@ class Extras:
 
 @dataclass
 class Material:
-    """One experiment's runs and results, as ``resolved.json`` and the store hold them."""
+    """One experiment's runs and results, as ``resolved.json`` and the store hold them.
+
+    Of one that has several environments, those of one ``environment``, or those that are for all of them.
+    """
 
     resolved: dict[str, Any]
     store: Store
+    environment: str | None = None
     results: dict[str, Result] = field(default_factory=dict)
     missing: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for run in self.resolved["runs"]:
+        for run in self.runs:
             result = self.store.find(run["fingerprint"], run["folder"])
             if result is None:
                 self.missing.append(run)
@@ -124,10 +130,15 @@ class Material:
         self._taken_for: dict[tuple[str, ...], np.ndarray] = {}
         self._outcomes: dict[str, np.ndarray] = {}
 
+    @cached_property
+    def runs(self) -> list[dict[str, Any]]:
+        """Those of its environment."""
+        return [run for run in self.resolved["runs"] if run.get("environment") == self.environment]
+
     @property
     def metric(self) -> str:
         """What the runs are scored by."""
-        return str(self.resolved["metric"])
+        return str(self.resolved["metric"]) if self.environment is None else scores.RETURN
 
     @property
     def target(self) -> float | None:
@@ -148,7 +159,7 @@ class Material:
     @property
     def of_episodes(self) -> bool:
         """Whether a score is the mean return of episodes; the test samples are then other ones in each run."""
-        return self.metric == scores.RETURN
+        return self.metric in (scores.RETURN, scores.NORMALISED)
 
     @property
     def scored_together(self) -> bool:
@@ -226,7 +237,8 @@ class Material:
         wanted, total = [fingerprint], 0.0
         runs = {run["fingerprint"]: run for run in self.resolved["runs"]}
         for one in wanted:
-            total += self.results[one].manifest["train_seconds"] if one in self.results else 0.0
+            result = self.results.get(one) or self.store.find(one, runs[one]["folder"])
+            total += result.manifest["train_seconds"] if result is not None else 0.0
             needed = [*runs[one]["teachers"].values(), runs[one].get("origin")]
             wanted += [other for other in needed if other is not None and other not in wanted]
         return total
@@ -238,9 +250,18 @@ class Material:
         if self.of_samples:
             return 1 / cases
         if self.of_episodes:
-            return returns.reward_step(map(self.outcomes, self.results)) / cases
+            return min(map(returns.reward_step, self._outcomes_apart())) / cases
         counts = np.bincount(self.labels)
         return float(1 / ((counts > 0).sum() * counts[counts > 0].min()))
+
+    def _outcomes_apart(self) -> Iterator[list[np.ndarray]]:
+        """The outcomes of all runs in each environment, whose returns are on scales of their own."""
+        if self.metric != scores.NORMALISED:
+            yield [*map(self.outcomes, self.results)]
+            return
+        first = self._answers(next(iter(self.results)), "environment")
+        for name in dict.fromkeys(first):
+            yield [self.outcomes(run)[self._answers(run, "environment") == name] for run in self.results]
 
     @cached_property
     def resamples(self) -> Resampling:
@@ -268,7 +289,8 @@ def materials(store: Store, names: Iterable[str]) -> list[Material]:
         resolved = read_json(path)
         if resolved["name"] != name:  # it would be written where that one lies
             raise foreign(path, f"it is of '{resolved['name']}'")
-        found.append(Material(resolved, store))
+        environments = dict.fromkeys(run.get("environment") for run in resolved["runs"])
+        found += [Material(resolved, store, environment) for environment in environments]
     return found
 
 
@@ -286,7 +308,7 @@ def comparison(
         for key, value in (students or [{}])[0].items()
         if all(one.get(key) == value for one in students)
     }
-    name = "+".join(part.resolved["name"] for part in parts)
+    name = "+".join(dict.fromkeys(part.resolved["name"] for part in parts))
     compared = {"name": name, "protocol": shared, "rows": rows, "remarks": remarks(rows, pairs)}
     return compared | ({"pairs": pairs} if extras.pairs else {})
 
@@ -303,7 +325,7 @@ def write(store: Store, compared: dict[str, Any], several: bool, mixed: bool = F
 def _rows(part: Material, extras: Extras) -> list[Row]:
     """Teachers, ensembles, then every student with its controls first."""
     teachers: dict[str, list[dict[str, Any]]] = {}
-    for run in part.resolved["runs"]:
+    for run in part.runs:
         if run["role"] == "teacher":
             teachers.setdefault(run["name"], []).append(run)
     by_role = sorted(teachers.values(), key=lambda runs: runs[0].get("combined") is not None)
@@ -321,7 +343,7 @@ def _rows(part: Material, extras: Extras) -> list[Row]:
 def _families(part: Material) -> dict[str, Family]:
     """Of each student the runs of each method."""
     families: dict[str, Family] = {}
-    for run in part.resolved["runs"]:
+    for run in part.runs:
         if run["role"] == "student":
             families.setdefault(run["name"], {}).setdefault(run["method"], []).append(run)
     return families
@@ -330,7 +352,7 @@ def _families(part: Material) -> dict[str, Family]:
 def _blank(part: Material, role: str, model: str, method: str | None) -> Row:
     """A row with every key of the format, null where nothing is known."""
     who = {"experiment": part.resolved["name"], "role": role, "model": model, "method": method}
-    return who | dict.fromkeys(KEYS) | {"metric": part.resolved["metric"]}
+    return who | dict.fromkeys(KEYS) | {"metric": part.metric, "environment": part.environment}
 
 
 def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
@@ -344,12 +366,13 @@ def _filled(part: Material, row: Row, runs: Sequence[dict[str, Any]]) -> Row:
     if part.of_episodes and done:
         resampled = [part.resamples.scores(part.outcomes(run["fingerprint"])) for run in done]
         row["interval"] = list(part.resamples.of_mean(resampled))
+        row["returns"] = _returns(part, [manifest["scores"] for manifest in manifests])
     row["left_out_recall"] = _left_out_recall(part, [(run["fingerprint"],) for run in done])
     row |= {key: part.costs.get(runs[0]["model"], {}).get(key) for key in COSTS}
     if (origin := runs[0].get("origin")) is not None:
         row["origin"] = next(
             f"{run['name']}/{run['method']}"
-            for run in part.resolved["runs"]
+            for run in part.runs
             if run["fingerprint"] == origin and run["role"] == "student"
         )
     if manifests:
@@ -374,6 +397,14 @@ def _summarise(row: Row, found: Sequence[Mapping[str, float]]) -> None:
         row[key] = summary.mean(values) if len(values) == len(found) else None
 
 
+def _returns(part: Material, found: Sequence[Mapping[str, float]]) -> dict[str, float | None] | None:
+    """The mean return in each of several environments, over seeds; of an experiment that has one environment None."""
+    if part.environment is not None:
+        return {part.environment: summary.mean([one[scores.RETURN] for one in found])}
+    names = [key for key in found[0] if key.startswith(returns.IN)]
+    return {key.removeprefix(returns.IN): summary.mean([one[key] for one in found]) for key in names} or None
+
+
 def _left_out_recall(part: Material, seeds: Iterable[Sequence[str]]) -> float | None:
     """The mean over seeds of how much is recognised of classes that the students never saw."""
     found = [part.left_out_recall(*members) for members in seeds]
@@ -382,6 +413,7 @@ def _left_out_recall(part: Material, seeds: Iterable[Sequence[str]]) -> float | 
 
 def _teacher_row(part: Material, runs: Sequence[dict[str, Any]]) -> Row:
     kind = runs[0].get("combined")
+    kind = None if kind == "specialists" else kind  # they are the teachers, each in its environment
     row = _filled(
         part, _blank(part, "ensemble" if kind else "teacher", runs[0]["name"], runs[0]["method"]), runs
     )
@@ -435,10 +467,7 @@ def _ensemble_row(part: Material, names: Sequence[str]) -> Row:
 
 def _teachers_by_seed(part: Material, names: Sequence[str]) -> dict[int, list[str]]:
     """The fingerprints of several teachers, for each seed that all of them have; a single one serves all."""
-    runs = {
-        name: [r for r in part.resolved["runs"] if r["role"] == "teacher" and r["name"] == name]
-        for name in names
-    }
+    runs = {name: [r for r in part.runs if r["role"] == "teacher" and r["name"] == name] for name in names}
     if any(run["fingerprint"] not in part.results for of in runs.values() for run in of):
         return {}
     many = [of for of in runs.values() if len(of) > 1]
@@ -474,7 +503,7 @@ def _measured_against(part: Material, run: dict[str, Any]) -> list[str]:
     """The teachers that a student is compared with: its own; for one that has none, the only one that there is."""
     if run["teachers"]:
         return sorted(run["teachers"])
-    names = {run["name"] for run in part.resolved["runs"] if run["role"] == "teacher"}
+    names = {run["name"] for run in part.runs if run["role"] == "teacher"}
     return list(names) if len(names) == 1 else []
 
 

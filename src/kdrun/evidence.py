@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.compare import Material, tracks
+from kdrun.compare import OUTCOMES, Material, tracks
 from kdrun.controls import ALONE, MATCHED
 from kdrun.report import figures, learning, table
 from kdrun.report.figures import Plot, Returned
@@ -141,10 +141,11 @@ def _write_report(
 def evidence(parts: Sequence[Material]) -> Evidence:
     """What the finished runs of some experiments show."""
     students = []
-    for part in parts:
-        names = dict.fromkeys(run["name"] for run in part.resolved["runs"] if run["role"] == "student")
-        students += [_shown(part, name, len(parts) > 1, len(names) > 1) for name in names]
     named = {part.resolved["name"]: part for part in parts}
+    for part in parts:
+        names = dict.fromkeys(run["name"] for run in part.runs if run["role"] == "student")
+        every = {run["name"] for run in part.resolved["runs"] if run["role"] == "student"}
+        students += [_shown(part, name, len(named) > 1, len(every) > 1) for name in names]
     return Evidence(
         students,
         _films(parts),
@@ -158,13 +159,13 @@ def evidence(parts: Sequence[Material]) -> Evidence:
 
 def _shown(part: Material, student: str, several_experiments: bool, several_students: bool) -> Shown:
     finished: dict[str, dict[int, Result]] = {}
-    for run in part.resolved["runs"]:
+    for run in part.runs:
         if run["name"] == student and run["role"] == "student" and run["fingerprint"] in part.results:
             finished.setdefault(run["method"], {})[run["seed"]] = part.results[run["fingerprint"]]
     title = "/".join([part.resolved["name"]] * several_experiments + [student] * several_students)
     curves = [curve for method, runs in finished.items() if (curve := _curve(part, method, runs)) is not None]
     if part.of_episodes:
-        runs = [run for run in part.resolved["runs"] if (run["role"], run["name"]) == ("student", student)]
+        runs = [run for run in part.runs if (run["role"], run["name"]) == ("student", student)]
         by_method = {method: [run for run in runs if run["method"] == method] for method in finished}
         found = {method: tracks(part, own) for method, own in by_method.items()}
         return Shown(title, part.metric, curves, _returned(part, finished), found, part.target)
@@ -189,7 +190,7 @@ def _shown(part: Material, student: str, several_experiments: bool, several_stud
 def _returned(part: Material, finished: dict[str, dict[int, Result]]) -> list[Returned]:
     """The returns of the teachers and of a student's methods, each over all of its seeds."""
     runs: dict[str, list[Result]] = {}
-    for run in part.resolved["runs"]:
+    for run in part.runs:
         if run["role"] == "teacher" and run["fingerprint"] in part.results:
             runs.setdefault(run["name"], []).append(part.results[run["fingerprint"]])
     own = {method: list(seeds.values()) for method, seeds in finished.items()}
@@ -199,7 +200,7 @@ def _returned(part: Material, finished: dict[str, dict[int, Result]]) -> list[Re
         found.append(
             Returned(
                 label,
-                np.concatenate([one["returns"] for one in episodes]),
+                np.concatenate([one[OUTCOMES[part.metric]] for one in episodes]),
                 float(np.mean([one["truncated"] for one in episodes])),
             )
         )
@@ -209,16 +210,17 @@ def _returned(part: Material, finished: dict[str, dict[int, Result]]) -> list[Re
 def _films(parts: Sequence[Material]) -> list[Film]:
     """A recorded episode of each teacher, and of each method's first seed, as far as there is room for them."""
     films: list[Film] = []
+    several = len({part.resolved["name"] for part in parts}) > 1
     for part in parts:
         seen = set()
-        for run in part.resolved["runs"]:
+        for run in part.runs:
             who = run["role"], run["name"], run["method"]
             result = part.results.get(run["fingerprint"])
             if who in seen or result is None or (gif := result.episode()) is None:
                 continue
             seen.add(who)
             if len(films) < MOST_FILMS and sum(len(film.gif) for film in films) + len(gif) <= MOST_FILMED:
-                films.append(Film(_caption(part, run, result, several=len(parts) > 1), gif))
+                films.append(Film(_caption(part, run, result, several), gif))
     return films
 
 
@@ -302,7 +304,7 @@ def _agreement(
     """The labels (M) of teachers and methods, and the share of test samples on which each two say the same (M, M)."""
     models = {
         run["name"]: run["fingerprint"]
-        for run in reversed(part.resolved["runs"])
+        for run in reversed(part.runs)
         if run["role"] == "teacher" and run["fingerprint"] in part.results
     }
     models = dict(reversed(models.items()))

@@ -13,7 +13,7 @@ from kdrun.controls import CONTROLS
 from kdrun.report import table
 from kdrun.report.figures import STYLE, Plot, any_script
 from kdrun.report.scales import scale_of
-from kdrun.statistics.scores import RECALL, RETURN
+from kdrun.statistics.scores import NORMALISED, RECALL, RETURN
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --soft: #6b6b70; --line: #dcdce0; --good: #00724f;
@@ -63,6 +63,12 @@ RETURNED = (
     "seeds. A return may be high where actions are not the teacher's, and low where nearly all of them are"
 )
 """What the metric of agents is."""
+NORMALISED_RETURN = (
+    "the mean over the environments of (return - random) / (teacher - random), by the mean returns of random actions "
+    "and of the teacher in the same evaluation episodes, which the protocol has; the return in each stands beside it"
+)
+EXPLAINED = {RECALL: FOUND, RETURN: RETURNED, NORMALISED: NORMALISED_RETURN}
+"""What metrics are that not everybody knows."""
 OWN = (
     "the share of the states that the student itself comes to, in its evaluation episodes, in which it does what its "
     "teachers would; those of the test set are a demonstrator's"
@@ -196,7 +202,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
     return {
         "score": f"{' or '.join(f'{scale.metric} {scale.where}' for scale in scales)}, scored once, by the weights "
         "that the protocol's selection chose; mean ± standard deviation over n seeds",
-        **{metric: what for metric, what in {RECALL: FOUND, RETURN: RETURNED}.items() if metric in metrics},
+        **{metric: what for metric, what in EXPLAINED.items() if metric in metrics},
         "trials": "of `kdrun tune`, on the validation share, that chose the row's values; none where it says nothing",
         "gain": f"over alone, with the interval of a paired t-test over seeds; with one seed {' or '.join(one_seed)}",
         "p, verdict": "two-sided, adjusted for all methods of one student (Holm), at 5 %",
@@ -205,7 +211,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "way is not clearly positive",
         "agrees, copies errors": "the share of samples on which student and teachers say the same: of the test set, of "
         "the training set, and of the test samples that the teachers have wrong",
-        **({"agrees in own states": OWN} if RETURN in metrics else {}),
+        **({"agrees in own states": OWN} if metrics.keys() & {RETURN, NORMALISED} else {}),
         "left out": "the share that is recognised of the test samples of the classes that were left out: of these the "
         "students saw no sample but what a transfer set may hold, and their teachers did",
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kdrun.statistics.scores import RETURN
+from kdrun.statistics.scores import NORMALISED, RETURN
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,15 @@ class Scale:
 OF_RETURNS = Scale("mean return", "return", "evaluation episodes", "on the evaluation episodes", share=False)
 
 
+OF_NORMALISED = replace(OF_RETURNS, metric="mean normalised return", score="normalised return")
+OF_EPISODES = {RETURN: OF_RETURNS, NORMALISED: OF_NORMALISED}
+"""The scales of what agents are scored by."""
+
+
 def scale_of(metric: str) -> Scale:
     """How a metric is told."""
-    if metric == RETURN:
-        return OF_RETURNS
+    if metric in OF_EPISODES:
+        return OF_EPISODES[metric]
     return Scale(metric, "score", "test samples", "on the test set", share=True)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdrun.controls import MATCHED
-from kdrun.report.scales import OF_RETURNS, scale_of, shown_zero
+from kdrun.report.scales import OF_NORMALISED, OF_RETURNS, scale_of, shown_zero
 from kdrun.report.words import CONFIDENCE
+from kdrun.statistics.returns import IN
 
 Row = Mapping[str, Any]
 
@@ -53,11 +54,11 @@ def tables(compared: Mapping[str, Any], mixed: bool = False) -> list[Table]:
             groups.setdefault(None if mixed else _protocol(row, compared["rows"]), []).append(row)
     found = []
     for group in groups.values():
-        experiments = {row["experiment"] for row in group}
+        experiments = {(row["experiment"], row.get("environment")) for row in group}
         references = [
             row
             for row in compared["rows"]
-            if row["role"] not in STUDENTS and row["experiment"] in experiments
+            if row["role"] not in STUDENTS and (row["experiment"], row.get("environment")) in experiments
         ]
         found.append(Table(heading(compared["name"], group), references + group))
     return found or [Table(heading(compared["name"], compared["rows"]), compared["rows"])]
@@ -130,6 +131,22 @@ def _score_by(column: str) -> Callable[[Row], str]:
     return shown
 
 
+def _score_interval_by(column: str) -> Callable[[Row], str]:
+    """What a column shows of the interval of a score of its kind."""
+    interval = _interval_of("interval")
+    return lambda row: interval(row) if scale_of(row["metric"]).column == column else ""
+
+
+def _return_in(environment: str) -> Callable[[Row], str]:
+    """What a column shows of the mean return in one of several environments."""
+
+    def shown(row: Row) -> str:
+        value = (row.get("returns") or {}).get(environment)
+        return "" if value is None else OF_RETURNS.shown(value)
+
+    return shown
+
+
 def _gain(row: Row) -> str:
     return "" if row["gain"] is None else scale_of(row["metric"]).shown(row["gain"], "+")
 
@@ -176,7 +193,7 @@ def _gap(row: Row) -> str:
     )
 
 
-RETURN_COLUMN = OF_RETURNS.column
+RETURN_COLUMN, NORMALISED_COLUMN = OF_RETURNS.column, OF_NORMALISED.column
 OWN_STATES = "agrees in own states %"
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "role": lambda row: row["role"],
@@ -187,8 +204,14 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "n": lambda row: str(len(row["values"] or [])),
     "trials": lambda row: str(row["tuning_trials"] or ""),
     "score %": _score_by("score %"),
-    RETURN_COLUMN: _score_by(RETURN_COLUMN),
-    f"{RETURN_COLUMN}, {CONFIDENCE}": _interval_of("interval"),
+    **{
+        column: show
+        for scale in (OF_RETURNS, OF_NORMALISED)
+        for column, show in (
+            (scale.column, _score_by(scale.column)),
+            (f"{scale.column}, {CONFIDENCE}", _score_interval_by(scale.column)),
+        )
+    },
     "gain": _gain,
     f"gain, {CONFIDENCE}": _interval_of("gain_interval", "+"),
     "resampled": _interval_of("bootstrap_interval", "+"),
@@ -217,17 +240,30 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 MAIN = {
     "role", "model", "made of", "experiment", "teacher", "n", "trials", "score %", RETURN_COLUMN,
-    f"{RETURN_COLUMN}, {CONFIDENCE}", "gain", f"gain, {CONFIDENCE}", "p", "verdict", "seeds needed", "gap closed %",
-    "left out %", "params", "ms p50 / p95", "protocol",
+    f"{RETURN_COLUMN}, {CONFIDENCE}", NORMALISED_COLUMN, f"{NORMALISED_COLUMN}, {CONFIDENCE}", "gain",
+    f"gain, {CONFIDENCE}", "p", "verdict", "seeds needed", "gap closed %", "left out %", "params", "ms p50 / p95",
+    "protocol",
 }  # fmt: skip
 """The columns that a terminal and a page have room for."""
-BESIDE = {"made of": {"bytes"}, RETURN_COLUMN: {"agrees %", OWN_STATES}}
+OF_AGENTS = {"agrees %", OWN_STATES}
+BESIDE = {"made of": {"bytes"}, RETURN_COLUMN: OF_AGENTS, NORMALISED_COLUMN: OF_AGENTS}
 """What belongs beside some of them: what is made of another is smaller, and an agent may do as its teacher and fail."""
 
 
 def main_columns(shown: Collection[str]) -> set[str]:
     """The main ones of the columns that are ``shown``."""
-    return MAIN.union(*(columns for name, columns in BESIDE.items() if name in shown))
+    in_one = {name for name in shown if name.startswith(IN)}
+    return MAIN.union(in_one, *(columns for name, columns in BESIDE.items() if name in shown))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """The columns, with the return in each environment where one of the rows is of several."""
+    several = [row["returns"] for row in rows if row.get("returns") and row.get("environment") is None]
+    each = {
+        f"{IN}{name}": _return_in(name) for name in dict.fromkeys(name for one in several for name in one)
+    }
+    place = [*COLUMNS].index("gain")
+    return dict([*[*COLUMNS.items()][:place], *each.items(), *[*COLUMNS.items()][place:]])
 
 
 def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -235,8 +271,9 @@ def cells(rows: Sequence[Row], every: bool = True) -> tuple[list[str], list[list
 
     Columns that are empty everywhere are left out, and the experiment's name where there is one only.
     """
-    lines = [[show(row) for show in COLUMNS.values()] + [_own_protocol(row, rows)] for row in rows]
-    head = [*COLUMNS, "protocol"]
+    columns = _columns(rows)
+    lines = [[show(row) for show in columns.values()] + [_own_protocol(row, rows)] for row in rows]
+    head = [*columns, "protocol"]
     one_experiment = len({row["experiment"] for row in rows}) == 1
     filled = {name: number for number, name in enumerate(head) if any(line[number] for line in lines)}
     if one_experiment:

@@ -11,6 +11,8 @@ from kdrun.statistics.scores import NORMALISED, RETURN
 
 Returns = NDArray[np.float64]
 
+IN = "return in "
+"""How the name of a mean return begins that is of one of several environments."""
 CLOSE = 1e-9
 """Of the largest return: what differs by less is the same sum of rewards, added up in another order."""
 
@@ -41,7 +43,7 @@ def scores_of_returns(
 
 def return_in(environment: str) -> str:
     """What the mean return in one of several environments is called among the scores."""
-    return f"return in {environment}"
+    return f"{IN}{environment}"
 
 
 def reward_step(runs: Iterable[Returns]) -> float:

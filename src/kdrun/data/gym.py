@@ -51,8 +51,8 @@ OBSERVATION, SCALED = "observation", "scaled"
 """The views: what the environment gives, and that by its bounds."""
 WIDEST = 1e6
 """Bounds that are further away are none."""
-WAVE = 10
-"""Episodes that are recorded at once."""
+MOST_AT_ONCE = 16
+"""Episodes that are recorded at once: one, two, four, … as more states are wanted."""
 MOST_STATES = 5_000
 """Of a split's episodes, in which policies are compared action by action; evenly chosen where there are more."""
 NOT_HERE = {
@@ -204,10 +204,11 @@ class Gym(Dataset):
     def _visited(self, act: Act, states: int, purpose: Purpose, *what: str | int) -> np.ndarray:
         """So many states (N, F), in whole episodes but for the last."""
         found, total = [np.empty((0, *self.spec.shapes[OBSERVATION]), np.float32)], 0
+        at_once = 1
         while total < states:
-            seeds = [seed_of(purpose, *what, len(found) - 1 + number) for number in range(WAVE)]
+            seeds = [seed_of(purpose, *what, len(found) - 1 + number) for number in range(at_once)]
             found += [episode.observations for episode in play(self.config, act, seeds)]
-            total = sum(map(len, found))
+            total, at_once = sum(map(len, found)), min(2 * at_once, MOST_AT_ONCE)
         return np.concatenate(found)[:states]
 
     def _labelled(self, observations: np.ndarray) -> Recorded:

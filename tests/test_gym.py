@@ -405,7 +405,7 @@ def test_what_does_not_go_together_is_told(text, change, told):
 def test_without_a_teacher_nobody_shows_anything(text):
     lines = [line for line in text.splitlines() if not line.startswith("teacher")]
     assert "there is none" in problems("\n".join(lines).replace("kind: hard", "kind: ce"))
-    assert checked(text).experiment.demonstrator == "teacher"
+    assert checked(text).experiment.demonstrator_of() == "teacher"
 
 
 def test_who_is_shown_no_states_is_not_decided_by_them(text, tmp_path):

@@ -80,7 +80,7 @@ class Acted:
         """The same on another device."""
         return Acted(*(part.to(device) for part in self.parts.values()))
 
-    def rows(self, rows: Tensor) -> Acted:
+    def rows(self, rows: Tensor | slice) -> Acted:
         """What was done in some of the states, by their positions (K,)."""
         return Acted(*(part[rows] for part in self.parts.values()))
 

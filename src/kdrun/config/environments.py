@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from kdrun import errors, registry
-from kdrun.config.mixes import expanded_method
-from kdrun.config.parts import Experiment, MethodConfig, StudentConfig
+from kdrun.config.mixes import Method, control_method, expanded_method
+from kdrun.config.parts import Experiment, StudentConfig
 from kdrun.contracts import Loss
 from kdrun.errors import ConfigError, Problem, did_you_mean
 from kdrun.losses.base import LogitLoss
@@ -121,15 +122,23 @@ def _terms(experiment: Experiment) -> Iterator[Problem]:
         for place, loss in enumerate(method.losses or ()):
             if loss.teacher is not None:
                 yield Problem((*path, "losses", place, "teacher"), words, "remove it", True)
-        yield from _wide_terms(method, path, experiment) if taught_in_all else ()
+    for expanded in _written_out(experiment) if taught_in_all else ():
+        yield from _wide_terms(expanded)
 
 
-def _wide_terms(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterator[Problem]:
-    try:
-        expanded = expanded_method(method, path, experiment.named_teachers)
-    except (ConfigError, KeyError):  # said of the method itself
-        return
-    for loss, place in zip(expanded.losses, expanded.paths, strict=True):
+def _written_out(experiment: Experiment) -> Iterator[Method]:
+    """The controls and methods that can be; of the others it is said elsewhere."""
+    teachers = experiment.named_teachers
+    for name, control in experiment.controlled_by.items():
+        with suppress(ConfigError):
+            yield control_method(control, experiment.control_path(name), teachers)
+    for number, method in enumerate(experiment.methods):
+        with suppress(ConfigError, KeyError):
+            yield expanded_method(method, ("methods", number), teachers)
+
+
+def _wide_terms(method: Method) -> Iterator[Problem]:
+    for loss, place in zip(method.losses, method.paths, strict=True):
         kind = registry.LOSSES[loss.kind]
         if not issubclass(kind, LogitLoss | LabelLoss) or kind.build not in (Loss.build, LabelLoss.build):
             words = (

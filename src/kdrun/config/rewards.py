@@ -75,7 +75,7 @@ def own_control_problems(
 
 def _written(experiment: Experiment) -> Iterator[Placed]:
     """The controls and methods that can be written out, with their places; of the others it is said elsewhere."""
-    teachers = list(experiment.teachers)
+    teachers = experiment.named_teachers
     for name, control in experiment.controlled_by.items():
         with suppress(ConfigError):
             path = experiment.control_path(name)
@@ -87,7 +87,7 @@ def _written(experiment: Experiment) -> Iterator[Placed]:
 def _expanded(method: MethodConfig, path: errors.Path, experiment: Experiment) -> Iterator[Method]:
     if method.use in published_methods() if method.losses is None else method.use is None:
         with suppress(ConfigError):
-            yield expanded_method(method, path, list(experiment.teachers))
+            yield expanded_method(method, path, experiment.named_teachers)
 
 
 def _named(name: str, methods: Sequence[Placed], experiment: Experiment) -> Iterator[Method]:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from kdrun.contracts import (
     Batch,
@@ -24,6 +23,7 @@ from kdrun.contracts import (
     Outputs,
     Played,
     Predictor,
+    Pupil,
     Shelf,
     Split,
     Units,
@@ -49,13 +49,30 @@ class Within:
         return Outputs(said.logits[:, : self.spec.parts[self.environment].classes])
 
 
-@dataclass
-class Pupil:
-    """A student of several environments as the data set of one of them sees it."""
+class PupilWithin:
+    """A student of several environments as the data set of one of them sees it; it learns from no rewards."""
 
-    draw: Draw
-    gathered: dict[str, Tensor]
-    exported: Callable[[], Predictor]
+    critic = None
+
+    def __init__(self, student: Pupil, draw: Draw, environment: str, spec: JointSpec) -> None:
+        self.draw, self._student, self._environment, self._spec = draw, student, environment, spec
+        self.gathered = {
+            key.removeprefix(f"{environment}/"): tensor
+            for key, tensor in student.gathered.items()
+            if key.startswith(f"{environment}/")
+        }
+
+    def exported(self) -> Predictor:
+        """What it is now, in this environment."""
+        return Within(self._student.exported(), self._environment, self._spec)
+
+    def look(self, batch: Batch) -> Outputs:
+        """What it says of a batch of this environment while it learns."""
+        return Within(self._student.look, self._environment, self._spec)(batch)
+
+    def keep(self) -> None:
+        """Have the student keep what was gathered for it here."""
+        self._student.gathered |= {f"{self._environment}/{key}": one for key, one in self.gathered.items()}
 
 
 class Returns(NamedTuple):
@@ -117,6 +134,11 @@ class Gyms(Dataset):
         """The set of one environment; all of them where none is named."""
         return self if environment is None else self.parts[environment]
 
+    @property
+    def setting(self) -> str:
+        """The environments, and what of them is unusual."""
+        return "; ".join(part.setting for part in self.parts.values())
+
     def identity(self) -> dict[str, Any]:
         """The config without what decides no sample."""
         told = {"root", "metric", *NOT_HERE, "environments"}
@@ -165,23 +187,13 @@ class Gyms(Dataset):
         """How many states a draw is of at most, of all environments."""
         return sum(part.training_samples(draw) for part in self.parts.values())
 
-    def refresh(self, epoch: int, students: Sequence[Any]) -> None:
+    def refresh(self, epoch: int, students: Sequence[Pupil]) -> None:
         """Gather states in each environment for the students that ask for it."""
         for name, part in self.parts.items():
-            pupils = [self._pupil(name, student) for student in students]
+            pupils = [PupilWithin(one, self._draws(one.draw)[name], name, self.spec) for one in students]
             part.refresh(epoch, pupils)
-            for student, pupil in zip(students, pupils, strict=True):
-                student.gathered |= {f"{name}/{key}": tensor for key, tensor in pupil.gathered.items()}
-
-    def _pupil(self, name: str, student: Any) -> Pupil:
-        own = {
-            key.removeprefix(f"{name}/"): tensor
-            for key, tensor in student.gathered.items()
-            if key.startswith(f"{name}/")
-        }
-        return Pupil(
-            self._draws(student.draw)[name], own, lambda: Within(student.exported(), name, self.spec)
-        )
+            for pupil in pupils:
+                pupil.keep()
 
     def batches(self, draw: Draw, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, of all environments alike."""

@@ -84,6 +84,13 @@ def teachers_of(data):
 def short(path):
     """The options with which a config takes two steps, and trains teachers of any score."""
     data = Source.read(path).data
+    return [part for option in short_options(data) for part in ("--set", option)]
+
+
+def short_options(data):
+    """For each key of a config what is written instead."""
+    if registry.DATASETS[data["dataset"]["kind"]].plays:
+        return short_acting(data)
     few = data["dataset"].get("labels_per_class") and 1
     dataset = {"kind": "synthetic", "classes": CLASSES, "samples": BATCH * STEPS, "test_samples": 4}
     dataset |= {"shape": SHAPES[data["dataset"]["kind"]], "labels_per_class": few}
@@ -97,11 +104,38 @@ def short(path):
     ]
     for name, teacher in teachers_of(data).items():
         options += [f"teachers.{name}.{key}=null" for key in ("expect", "training") if key in teacher]
-    return [part for option in options for part in ("--set", option)]
+    return options
+
+
+def short_acting(data):
+    """Agents that hardly learn, and students that hardly act."""
+    options = ["training.epochs=2", "seeds=[0]", "training.batch_size=8"]
+    options += [f"dataset.{key}=4" for key in ("episodes", "validation_episodes")]
+    options += ["dataset.states=32"]
+    for name, teacher in teachers_of(data).items():
+        options += [f"teachers.{name}.{key}=null" for key in ("expect", "training") if key in teacher]
+        if teacher["model"]["kind"] in ("dqn", "ppo"):
+            few = {"steps": 64, "looks": 1, "look_episodes": 1}
+            few |= {"learning_starts": 8, "batch_size": 8} if teacher["model"]["kind"] == "dqn" else {}
+            options += [f"teachers.{name}.model.{key}={value}" for key, value in few.items()]
+    own = [
+        ("", data),
+        *((f"methods.{one['name']}.", one) for one in data["methods"] if isinstance(one, dict)),
+    ]
+    own += [(f"students.{name}.", one) for name, one in data.get("students", {}).items()]
+    for place, written in own:
+        training = written.get("training", {})
+        options += [
+            f"{place}training.{key}=2" for key in ("epochs", "batch_size") if place and key in training
+        ]
+        if "rollouts" in training:
+            options += [f"{place}training.rollouts.states=16"]
+            options += [f"{place}training.rollouts.start=16"] * ("start" in training["rollouts"])
+    return options
 
 
 def test_all_configs_are_found():
-    assert len(CONFIGS) == 27
+    assert len(CONFIGS) == 34
 
 
 @every_config

@@ -326,6 +326,13 @@ def test_the_share_of_a_gap_between_negative_returns(tmp_path):
     assert none["gain"] == 1 and none["gap_closed"] is None
 
 
+def test_a_gap_of_trees_has_to_exceed_the_noise_of_episodes(tmp_path):
+    """Seeds of what is fitted at once may all be alike: then any gap would look clear."""
+    for teacher, closed in ((-99.5, False), (-50, True)):
+        made = agents(tmp_path / str(teacher), alone=(-100,) * 3, kd=(-99,) * 3, teacher=teacher, fitted=True)
+        assert (row_of(made.compared(), "kd")["gap_closed"] is not None) == closed
+
+
 def test_several_teachers_have_no_return_together(tmp_path):
     made = Agents(tmp_path)
     taught = [made.run("teacher", name, None, 0, around(-80)) for name in "ab"]

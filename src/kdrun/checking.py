@@ -120,11 +120,11 @@ class Checked:
         compared = [sentence for one in self.rehearsed for sentence in one.compared]
         planned, here, told = self.groups()
         ways = {one.run.way for one in self.rehearsed}
-        unknown = [said for way, said in WITHOUT_TIME.items() if way in ways]
+        unknown = " and ".join(f"what {said}" for way, said in WITHOUT_TIME.items() if way in ways)
         return [
             *compared,
             f"{sum(self.todo.values())} runs to train, about {clock(total)} on {self.device} if nothing else "
-            f"runs there (from one step of each{', without what '.join(['', *unknown])})",
+            f"runs there (from one step of each{f', without {unknown}' if unknown else ''})",
             f"about {told_size(self.memory_bytes)} of memory for the largest group, the data and torch itself not "
             f"counted; {told_size(self.free)} are free",
             *told,

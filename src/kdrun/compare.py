@@ -670,12 +670,19 @@ def _share_of_gap(
     gaps = [part.score(*teacher) - part.score(other) for _, other, teacher in pairs]
     if len(pairs) > 1:
         interval = inference.share_of_gap(gains, gaps, part.step)
-        if interval is None:
+        if interval is None or (_fitted(runs) and not _better(part, [(t, o) for _, o, t in pairs])):
             return None, None
         return sum(gains) / sum(gaps), None if _fitted(runs) else list(interval)  # it covers seeds only
     [(_, other, teacher)] = pairs
     gap = _single_difference(part, teacher, (other,))
     return (gains[0] / gaps[0] if gap.interval[0] > 0 else None), None
+
+
+def _better(part: Material, pairs: Sequence[tuple[Sequence[str], str]]) -> bool:
+    """Whether teachers are better than controls beyond the noise of the test samples, or episodes."""
+    taught = [part.outcomes(*teacher) for teacher, _ in pairs]
+    others = [part.outcomes(other) for _, other in pairs]
+    return part.resamples.difference(taught, others).interval[0] > 0
 
 
 def _resampled(

@@ -25,7 +25,7 @@ from kdrun.data import episodes
 from kdrun.data.episodes import PURPOSES, EnvironmentConfig, play, seed_of
 from kdrun.errors import Interrupted, Mismatch, WeightsError
 from kdrun.models import Lens, Network
-from kdrun.models.agents import falling
+from kdrun.models.agents import OWN, falling
 from kdrun.optimization import Training
 from kdrun.schedules import Constant, Linear
 from kdrun.store import Store
@@ -246,8 +246,21 @@ def test_one_that_diverges_is_a_failure_with_advice(kind, words):
 def test_where_nothing_is_said_the_defaults_of_stable_baselines3_hold(kind):
     made = registry.MODELS.read({"kind": kind})
     signature = inspect.signature(getattr(sb3, kind.upper()).__init__).parameters
+    assert made.options().keys() == (type(made).model_fields.keys() & signature.keys())
     for name, value in made.options().items():
         assert value == signature[name].default, name
+
+
+@KINDS
+def test_what_is_said_is_what_stable_baselines3_is_told(kind):
+    said = {name: value for name, value in SHORT[kind].items() if name not in OWN}
+    told = agent(kind)._algorithm(CARTPOLE, 0)
+    for name, value in said.items():
+        if not name.endswith("_schedule"):
+            found = getattr(told, name)
+            assert getattr(found, "frequency", found) == value, name
+    layers = [layer for layer in told.policy.modules() if isinstance(layer, torch.nn.Linear)]
+    assert {layer.out_features for layer in layers} >= {8, 2}
 
 
 def test_schedules_fall_with_the_share_of_the_steps_that_is_left():

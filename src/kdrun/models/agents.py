@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -19,6 +19,20 @@ from kdrun.schema import kind_alone
 
 Fall = Annotated[Constant | Linear | Cosine, Field(discriminator="kind"), BeforeValidator(kind_alone)]
 """How a number changes over a training, by the share of the steps that is behind."""
+OWN = {
+    "kind",
+    "initial_weights",
+    "hidden",
+    "activation",
+    "steps",
+    "looks",
+    "look_episodes",
+    "n_envs",
+    "physics",
+}
+"""Options that stable-baselines3 is told in another way, or not at all; all others it calls by the same names."""
+SCHEDULE = "_schedule"
+"""What the option ends in that says how another one changes."""
 EXTRACTOR = "features_extractor."
 """Part of the names of weights that lie before the fully connected layers of a policy."""
 
@@ -72,14 +86,14 @@ class PolicyConfig(ModelConfig):
     def experiences(self) -> int:
         """The most steps that it remembers at once."""
 
-    @abstractmethod
     def options(self) -> dict[str, Any]:
         """What its algorithm in stable-baselines3 is made with, but for the network, the environment and the seed."""
-
-    def _said(self, alike: Iterable[str]) -> dict[str, Any]:
-        """The options that are called as there, and the learning rate."""
-        found = {name: getattr(self, name) for name in alike}
-        return found | {"learning_rate": falling(found["learning_rate"], self.learning_rate_schedule)}
+        found = {}
+        for name in type(self).model_fields:
+            if name not in OWN and not name.endswith(SCHEDULE):
+                value, schedule = getattr(self, name), getattr(self, name + SCHEDULE, None)
+                found[name] = value if schedule is None else falling(value, schedule)
+        return found
 
 
 def falling(most: float, schedule: Constant | Linear | Cosine) -> float | Callable[[float], float]:
@@ -265,23 +279,6 @@ class DQN(Policy):
             """Those of its buffer."""
             return min(self.buffer_size, self.all_steps)
 
-        def options(self) -> dict[str, Any]:
-            """What ``stable_baselines3.DQN`` is made with."""
-            alike = (
-                *(
-                    "learning_rate",
-                    "batch_size",
-                    "buffer_size",
-                    "learning_starts",
-                    "tau",
-                    "gamma",
-                    "train_freq",
-                ),
-                *("gradient_steps", "target_update_interval", "exploration_fraction"),
-                *("exploration_initial_eps", "exploration_final_eps", "max_grad_norm"),
-            )
-            return self._said(alike)
-
     ALGORITHM, ACTIVATION = "DQN", "relu"
     CHOOSING = r"q_net\.q_net\.(?P<number>\d+)\.(?P<part>weight|bias)"
     FURTHER = r"q_net_target\."
@@ -353,15 +350,6 @@ class PPO(Policy):
         def experiences(self) -> int:
             """Those of a round."""
             return self.round
-
-        def options(self) -> dict[str, Any]:
-            """What ``stable_baselines3.PPO`` is made with."""
-            alike = (
-                *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda"),
-                *("ent_coef", "vf_coef", "max_grad_norm"),
-            )
-            clip_range = falling(self.clip_range, self.clip_range_schedule)
-            return self._said(alike) | {"clip_range": clip_range}
 
     ALGORITHM, ACTIVATION = "PPO", "tanh"
     CHOOSING = r"(mlp_extractor\.policy_net\.(?P<number>\d+)|action_net)\.(?P<part>weight|bias)"

@@ -155,7 +155,7 @@ def test_a_pool_is_kept_as_tensors():
         Recorded(torch.rand(2, 4), torch.tensor([0, 1])),
         3,
         acted,
-        [Underway(7, [0, 1, 1]), Underway(9, [])],
+        [Underway(7, [0, 1, 1]), *(Underway(number, []) for number in range(20, 32))],
         5,
     )
     back = Pool.of(pool.as_tensors())

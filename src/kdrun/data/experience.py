@@ -61,7 +61,10 @@ class Pool:
     def of(cls, tensors: Mapping[str, Tensor]) -> Pool:
         """What a learner kept."""
         parts = [tensors.get(f"acted_{part.name}") for part in fields(Acted)]
-        episodes = [tensors[name].tolist() for name in sorted(tensors) if name.startswith("underway_")]
+        kept = (name for name in tensors if name.startswith("underway_"))
+        episodes = [
+            tensors[name].tolist() for name in sorted(kept, key=lambda name: int(name.rpartition("_")[2]))
+        ]
         return cls(
             Recorded(tensors["observations"], tensors["labels"]),
             int(tensors["epochs"]),

@@ -588,6 +588,11 @@ def test_a_mistake_in_an_environment_points_at_it(written):
     assert "evn" in message and "has not several environments" not in message, "for it may have"
 
 
+def test_a_mistake_in_a_teacher_is_told_alone(written):
+    message = problems(written(TEXT), "teachers.pole-teacher.modell=mlp")
+    assert "modell" in message and "names none of" not in message and "nobody says" not in message
+
+
 def test_a_data_set_of_one_environment_has_no_other(written):
     assert "has not several environments" in problems(written(ONE), "student.environment=pole")
     third = "teachers={a: {model: mlp, weights: POLE}, b: {model: specialists, from: [a, a]}}"

@@ -134,7 +134,10 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
         dataset=_valid(AnyDataset, data.get("dataset"), dataset),
         seeds=_valid(list[int], data.get("seeds"), []),
         training=_valid(Training, data.get("training", {}), Training()),
-        teachers={name: _valid(TeacherConfig, value, teacher) for name, value in _entries(data, "teachers")},
+        teachers={
+            name: _valid(TeacherConfig, value, teacher.model_copy(update=_what_is_seen(value)))
+            for name, value in _entries(data, "teachers")
+        },
         students={
             name: _valid(StudentConfig, value, student.model_copy(update=_what_is_seen(value)))
             for name, value in _entries(data, "students")
@@ -147,9 +150,9 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
     )
 
 
-def _what_is_seen(student: object) -> dict[str, Any]:
-    """What a student that breaks its schema sees, as far as that is right: what is made of it has to see the same."""
-    given: dict[str, Any] = student if isinstance(student, dict) else {}
+def _what_is_seen(model: object) -> dict[str, Any]:
+    """What a model that breaks its schema sees, as far as that is right: others have to see the same."""
+    given: dict[str, Any] = model if isinstance(model, dict) else {}
     seen = {key: value for key, value in given.items() if key in SEEN}
     valid = _valid(StudentConfig, {"model": {"kind": "mlp"}} | seen, None)
     return {} if valid is None else {key: getattr(valid, key) for key in SEEN}

@@ -30,6 +30,11 @@ SHAPES = {
     "breast_cancer": [30],
 }
 CLASSES, BATCH, STEPS = 2, 4, 2
+PUSHES = {
+    "pole": [[0.0] * 4, [0.1, 0.3, 1.0, 1.0]],
+    "acrobot": [[0.0] * 4 + [1.0, 0.0], [0.0] * 6, [0.0] * 4 + [-1.0, 0.0]],
+}
+"""Linear policies that do well in an environment, by what configs call it."""
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -63,6 +68,10 @@ def files(path, folder):
         (folder / "data").mkdir()
         np.savez(folder / data["dataset"]["path"], x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
         np.savez(folder / data["dataset"]["transfer_set"]["path"], x=255 - x)
+    for name in data["dataset"].get("environments", ()):
+        weight = torch.tensor(PUSHES[name])
+        bias = torch.zeros(len(weight))
+        save_file({"classifier.weight": weight, "classifier.bias": bias}, folder / f"{name}.safetensors")
     for teacher in teachers_of(data).values():
         model = teacher.get("model")
         if isinstance(model, dict) and (file := model.get("initial_weights")):
@@ -113,10 +122,18 @@ def short_acting(data):
     options += [f"dataset.{key}=4" for key in ("episodes", "validation_episodes")]
     options += ["dataset.states=32"]
     for name, teacher in teachers_of(data).items():
+        if "environment" in teacher:  # an agent that hardly learns is no measure of others
+            known = {
+                "model": {"kind": "mlp", "hidden": []},
+                "weights": f"{teacher['environment']}.safetensors",
+            }
+            known["environment"] = teacher["environment"]
+            options.append(f"teachers.{name}={json.dumps(known)}")
+            continue
         options += [f"teachers.{name}.{key}=null" for key in ("expect", "training") if key in teacher]
-        if teacher["model"]["kind"] in ("dqn", "ppo"):
+        if kind_of(teacher) in ("dqn", "ppo"):
             few = {"steps": 64, "looks": 1, "look_episodes": 1}
-            few |= {"learning_starts": 8, "batch_size": 8} if teacher["model"]["kind"] == "dqn" else {}
+            few |= {"learning_starts": 8, "batch_size": 8} if kind_of(teacher) == "dqn" else {}
             options += [f"teachers.{name}.model.{key}={value}" for key, value in few.items()]
     own = [
         ("", data),
@@ -132,6 +149,11 @@ def short_acting(data):
             options += [f"{place}training.rollouts.states=16"]
             options += [f"{place}training.rollouts.start=16"] * ("start" in training["rollouts"])
     return options
+
+
+def kind_of(teacher):
+    """Of a model that is told by its kind alone, or with options."""
+    return teacher["model"] if isinstance(teacher["model"], str) else teacher["model"]["kind"]
 
 
 def test_all_configs_are_found():
@@ -174,7 +196,10 @@ def test_a_config_trains(path, tmp_path, monkeypatch):
     checked = config.read(path)
     rows = json.loads(told.out)["rows"]
     assert {row["status"] for row in rows} == {"finished"}
-    assert {row["protocol"]["test_samples"] for row in rows} == {4}
+    scored_in = [len(row["returns"] or ["one"]) for row in rows]
+    assert [row["protocol"]["test_samples"] for row in rows] == [
+        4 * environments for environments in scored_in
+    ]
     assert {row["method"] for row in rows if row["role"] == "student"} == set(checked.methods) - {*CONTROLS}
     taught = {row["model"] for row in rows if row["role"] in ("teacher", "ensemble")}
     assert taught >= set(checked.experiment.teachers)

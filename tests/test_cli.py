@@ -824,10 +824,11 @@ def test_every_config_is_checked_before_one_is_trained(tiny):
 
 
 ROW = {
-    "experiment", "role", "model", "method", "teacher", "seeds", "metric", "values", "mean", "std", "interval", "gain",
-    "gain_interval", "gain_covers", "gain_seeds", "gap_closed", "gap_interval", "verdict", "p_value",
-    "seeds_needed", "detectable", "against", "agreement", "agreement_train", "agreement_own", "copied_errors",
-    "left_out_recall", "kl_to_teacher", "nll", "brier", "ece", "ece_scaled", "parameters", "macs", "bytes", "zeros",
+    "experiment", "role", "model", "method", "teacher", "environment", "seeds", "metric", "values",
+    "returns", "mean", "std", "interval", "gain", "gain_interval", "gain_covers", "gain_seeds",
+    "gap_closed", "gap_interval", "verdict", "p_value", "seeds_needed", "detectable", "against",
+    "agreement", "agreement_train", "agreement_own", "copied_errors", "left_out_recall",
+    "kl_to_teacher", "nll", "brier", "ece", "ece_scaled", "parameters", "macs", "bytes", "zeros",
     "origin", "latency_ms", "throughput", "peak_memory_bytes", "curve", "steps_to_target",
     "train_seconds", "train_seconds_all", "protocol", "tuning_trials", "status",
 }  # fmt: skip

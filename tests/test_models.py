@@ -48,9 +48,10 @@ TREES = {"soft-tree", "tree", "forest", "boosting", "svc", "logistic-regression"
 """Those of tests/test_trees.py and tests/test_soft_tree.py, most of which are fitted at once."""
 GRAPHS = {"appnp"}
 """Those of tests/test_graph.py, which hold training samples."""
-TOGETHER = {"ensemble", "cascade"}
+TOGETHER = {"ensemble", "cascade", "specialists"}
+"""Those of tests/test_together.py and tests/test_several_environments.py, which are made of others."""
 COMPRESSED = ["int8", "pruned"]
-"""Those of tests/test_together.py, which are made of others."""
+"""Those of tests/test_compressed.py, which are made of a finished student."""
 AGENTS = {"dqn", "ppo"}
 """Those of tests/test_agents.py, which read rows of numbers."""
 SMALL = {

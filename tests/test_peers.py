@@ -341,10 +341,12 @@ def test_peers_may_be_of_other_architectures(tmp_path):
 
 
 NO_PEERS = {
-    "[mpl]": "there is no model 'mpl'; did you mean 'mlp'?",
+    "[mpl]": "mutual.models.0.kind: unknown kind 'mpl'; did you mean 'mlp'?",
     "[tree]": "'tree' is trained in no steps, and a peer is; name a network",
     "[ensemble]": "'ensemble' is trained in no steps, and a peer is; name a network",
-    "[{kind: mlp, hiden: [3]}]": "hiden: Extra inputs are not permitted",
+    "[{kind: mlp, hiden: [3]}]": "unknown key 'hiden'; did you mean 'hidden'?",
+    "[{hidden: [3]}]": "the key 'kind' is missing",
+    "[3]": "3 is no known kind",
     "[{kind: mlp, initial_weights: w.safetensors}]": "a peer starts from weights of its own; name no others",
     "[]": "models",
 }

@@ -127,6 +127,16 @@ def test_what_is_merged_stands_where_it_is_written() -> None:
     assert source.place(("b",), on_key=True) == "c.yaml:4:1"
 
 
+def test_what_is_wrong_below_an_anchor_is_told_once() -> None:
+    source = Source.parse("a: &a {x: 1, y: 2}\nb: *a\nc: {<<: *a, y: 2}\n", "c.yaml")
+    error = source.explain([Problem((name, key), "bad") for name in "abc" for key in "xy"])
+    assert [line for line in error.lines if line.startswith("c.yaml")] == [
+        "c.yaml:1:11: a.x: bad",
+        "c.yaml:1:17: a.y: bad",
+        "c.yaml:3:16: c.y: bad",
+    ]
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read_over() -> None:
     source = Source.parse("\ufeffa: 1\r\nb: 2\r\n", "c.yaml")
     assert source.data == {"a": 1, "b": 2}

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic_core import InitErrorDetails
 
-from kdrun.errors import UsageError, did_you_mean
+from kdrun.errors import UsageError
 from kdrun.machine import raise_lack
 from kdrun.schema import kind_alone
 
@@ -50,17 +51,24 @@ class Family:
         return iter(sorted(self._classes))
 
     def read(self, written: object) -> Any:
-        """The config of a component that stands inside another's; raises ``ValueError``, one sentence."""
+        """The config of a component that stands inside another's; raises ``ValidationError``, as any config does."""
         given = kind_alone(written)
-        kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
-        if kind not in self:
-            raise ValueError(f"there is no {self.noun} '{kind}'; {did_you_mean(kind, self)}")
+        kind = given.get("kind") if isinstance(given, dict) else given
+        if not isinstance(kind, str) or kind not in self:
+            tags = {"discriminator": "kind", "tag": str(kind), "expected_tags": ", ".join(map(repr, self))}
+            fault = "union_tag_not_found" if kind is None else "union_tag_invalid"
+            wrong = [InitErrorDetails(type=fault, ctx=tags, input=given if kind is None else {"kind": kind})]
+            raise ValidationError.from_exception_data(self.noun, wrong)
         try:
             return self[kind].Config.model_validate(given)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+            wrong = [
+                InitErrorDetails(
+                    type=one["type"], loc=(kind, *one["loc"]), input=one["input"], ctx=one.get("ctx", {})
+                )
+                for one in error.errors(include_url=False)
+            ]
+            raise ValidationError.from_exception_data(self.noun, wrong) from error
 
     def classes(self) -> list[type[Any]]:
         """The classes, each once, in the order of their first name."""

@@ -583,8 +583,13 @@ class Source:
     # ------------------------------------------------------------------------------------------- telling
 
     def explain(self, problems: Iterable[Problem]) -> ConfigError:
-        """All problems in the order of their places, each with the line that it stands in."""
-        return self._refusal([Fault(self._spot(p.path, p.on_key), p) for p in problems])
+        """All problems in the order of their places, each with the line that it stands in.
+
+        What is wrong below an anchor is told once, and not again for each of its aliases.
+        """
+        faults = [Fault(self._spot(p.path, p.on_key), p) for p in problems]
+        told = {(f.spot, f.problem.path[-1:], f.problem.message, f.problem.hint): f for f in reversed(faults)}
+        return self._refusal([*reversed(told.values())])
 
     def _refusal(self, faults: list[Fault]) -> ConfigError:
         faults = sorted(faults, key=_order)

@@ -86,13 +86,20 @@ class Base(NamedTuple):
 
 def in_full(checked):
     """What a config means, with every default and every published mix written out."""
-    data = checked.experiment.model_dump(mode="json", by_alias=True)
+    experiment = checked.experiment
+    data = experiment.model_dump(mode="json", by_alias=True)
+    as_they_are = experiment.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for family in ("teachers", "students"):  # what one has of its own is what it changes of all training
+        for name, one in data[family].items():
+            one["training"] = as_they_are[family][name].get("training")
     for teacher in data["teachers"].values():
         if teacher["seeds"] == "each":
             del teacher["seed"]
+    data["training"]["rollouts"] = as_they_are["training"].get("rollouts")
+    of_each = {"teacher"} if data["dataset"]["kind"] == "gyms" else set()
     for written in data["methods"]:
         method = checked.methods[written["name"]]
-        losses = [loss.model_dump(mode="json", by_alias=True) for loss in method.losses]
+        losses = [loss.model_dump(mode="json", by_alias=True, exclude=of_each) for loss in method.losses]
         stages = [stage.model_dump(mode="json") for stage in method.stages]
         written |= {
             "use": None,
@@ -423,10 +430,10 @@ def mutant(number):
 # ----------------------------------------------------------------------------------------- misspellings
 
 LAYERS = {"student_layer", "teacher_layer", "layers"}
-FREE = {"name", "root", "path", "weights", "initial_weights", "view", "label", *LAYERS}
-"""Keys whose values are the user's own, or are looked up where models are built."""
-OWN = {"teachers", "students"}
-"""Keys of mappings whose keys are the user's own."""
+FREE = {"name", "root", "path", "weights", "initial_weights", "view", "label", "env", *LAYERS}
+"""Keys whose values are the user's own, or are looked up where models and environments are built."""
+OWN = {"teachers", "students", "environments", "options", "physics"}
+"""Keys of mappings whose keys are the user's own, or an environment's."""
 
 
 class Word(NamedTuple):
@@ -447,7 +454,7 @@ def words(node, path=()):
             yield Word(inner, True, 0, term)
             for piece in rest.split("."):
                 yield Word(inner, True, key.index(piece, len(term)), piece)
-        elif isinstance(key, str) and path not in [(name,) for name in OWN]:
+        elif isinstance(key, str) and path[-1:] not in [(name,) for name in OWN]:
             yield Word(inner, True, 0, key)
         last = next(part for part in inner[::-1] if isinstance(part, str)).rpartition(".")[2]
         if isinstance(value, str) and (last not in FREE or inner[0] == "controls"):

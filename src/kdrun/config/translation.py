@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Tag, ValidationError
 
-from kdrun import errors
+from kdrun import errors, registry
 from kdrun.config.parts import SHORTHANDS, AnyOf, Experiment
 from kdrun.errors import Problem, did_you_mean
 from kdrun.schema import Schema
@@ -139,18 +139,24 @@ def _keys_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:
 def _kinds_at(location: tuple[int | str, ...], annotation: Any) -> list[str]:
     """The kinds that the mapping at one of pydantic's locations can be of."""
     annotation = functools.reduce(_below, location, annotation)
-    for mark in getattr(annotation, "__metadata__", ()):
-        if isinstance(mark, AnyOf):
-            return list(mark.family)
+    if family := _family(annotation):
+        return list(family)
     members = get_args(_bare(annotation))
     return [kind for member in members for kind in get_args(member.model_fields["kind"].annotation)]
 
 
+def _family(annotation: Any) -> registry.Family | None:
+    """The family that a type is any component of."""
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, AnyOf | registry.Family):
+            return mark.family if isinstance(mark, AnyOf) else mark
+    return None
+
+
 def _below(annotation: Any, part: str | int) -> Any:
     """The type one step further down: of a field, an item, or the union's member of that kind."""
-    for mark in getattr(annotation, "__metadata__", ()):
-        if isinstance(mark, AnyOf):
-            return mark.family[str(part)].Config
+    if family := _family(annotation):
+        return family[str(part)].Config
     annotation = _bare(annotation)
     if get_origin(annotation) in (dict, list):
         return get_args(annotation)[-1]

@@ -44,6 +44,7 @@ AnyNetwork = Annotated[
     SerializeAsAny[ModelConfig],
     BeforeValidator(_network),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+    registry.MODELS,
 ]
 
 

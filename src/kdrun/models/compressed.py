@@ -42,6 +42,7 @@ class CompressedConfig(ModelConfig):
             SerializeAsAny[ModelConfig],
             BeforeValidator(_origin),
             WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+            registry.MODELS,
         ]
         | None
     ) = None

@@ -511,7 +511,7 @@ def test_who_is_for_other_environments_stands_in_another_table(compared):
     ]
     heads = [table.cells(one.rows, every=False)[0] for one in tables]
     assert "return" in heads[0] and "return in pole" not in heads[0]
-    assert {"normalised return", "return in pole", "return in car"} <= {*heads[1]}
+    assert {"normalised return %", "return in pole", "return in car"} <= {*heads[1]}
     [mixed] = table.tables(compared[0], mixed=True)
     head, lines = table.cells(mixed.rows)
     pole = [line[head.index("return in pole")] for line in lines if line[head.index("model")] == "pole copy"]

@@ -94,8 +94,8 @@ class Gyms(Dataset):
     Who names none acts in all of them: a teacher of kind `specialists` as the teachers that it is made of, a network
     by its head for the environment. Each batch has as many states of one environment as of another. The score is the
     mean over the environments of the normalised return: 0 is what random actions get in the same episodes, and 1 what
-    the teacher gets. Views: `observation` and `scaled` as of `gym`, those of all environments side by side, zeros for
-    the others, and then which one it is. Needs `pip install 'kdrun[rl]'`.
+    the teacher gets; it is shown in percent. Views: `observation` and `scaled` as of `gym`, those of all environments
+    side by side, zeros for the others, and then which one it is. Needs `pip install 'kdrun[rl]'`.
 
     Source: Rusu et al., "Policy Distillation", 2015, section 3.3, for students of several tasks; Mnih et al.,
     "Human-level control through deep reinforcement learning", 2015, for returns that are measured by others.

@@ -202,7 +202,7 @@ def _tradeoff(
     axes.set_ylabel(f"{rows[0]['metric']}{scale.unit}")
     legend(figure, axes.containers, names)
     best = ", ".join(label(rows[one]) for one in front)
-    of_one = ", with one seed that over its evaluation episodes" * (not scale.share)
+    of_one = ", with one seed that over its evaluation episodes" * scale.acted
     drawn = "; thin lines are cascades at other confidences" * bool(curves)
     return Plot(
         name,
@@ -264,7 +264,7 @@ def gains(rows: Sequence[Row]) -> Iterator[Plot]:
     axes.axvline(0, color="#444444", lw=0.8)
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel(f"gain over alone{' in' * scale.share}{scale.points}")
+    axes.set_xlabel(f"gain over alone{' in' * scale.percent}{scale.points}")
     told = "Gain over alone with its 95% interval; green is better, orange worse, grey neither or a control."
     yield Plot("gains", told, figure)
 

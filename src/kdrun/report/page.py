@@ -198,7 +198,7 @@ def svg(plot: Plot) -> str:
 def _words(compared: Mapping[str, Any]) -> dict[str, str]:
     metrics = dict.fromkeys(row["metric"] for row in compared["rows"])
     scales = dict.fromkeys(map(scale_of, metrics))
-    one_seed = dict.fromkeys(OF_SAMPLES if scale.share else OF_EPISODES for scale in scales)
+    one_seed = dict.fromkeys(OF_EPISODES if scale.acted else OF_SAMPLES for scale in scales)
     return {
         "score": f"{' or '.join(f'{scale.metric} {scale.where}' for scale in scales)}, scored once, by the weights "
         "that the protocol's selection chose; mean ± standard deviation over n seeds",

@@ -4,49 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kdrun.statistics.scores import NORMALISED, RETURN
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A metric as it is told: shares in percent and their differences in points, all else as plain numbers.
+    """A metric as it is told: in ``percent``, with differences in points, or as plain numbers.
 
-    ``metric`` is what a sentence calls it, ``score`` what a column does; ``cases`` are what it is a mean over, and
-    ``where`` is where it was measured.
+    ``metric`` is what a sentence calls it, ``score`` what a column does; it is of those who ``acted`` in episodes, or
+    else of samples.
     """
 
     metric: str
     score: str
-    cases: str
-    where: str
-    share: bool
+    percent: bool = True
+    acted: bool = False
 
     @property
-    def factor(self) -> int:
-        """By what values are multiplied to be shown."""
-        return 100 if self.share else 1
+    def cases(self) -> str:
+        """What it is a mean over."""
+        return "evaluation episodes" if self.acted else "test samples"
+
+    @property
+    def where(self) -> str:
+        """Where it was measured."""
+        return "on the evaluation episodes" if self.acted else "on the test set"
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the most that a value can be."""
-        return (0.0, 1.0) if self.share else (-math.inf, math.inf)
+        return (-math.inf, math.inf) if self.acted else (0.0, 1.0)
+
+    @property
+    def factor(self) -> int:
+        """By what values are multiplied to be shown."""
+        return 100 if self.percent else 1
 
     @property
     def unit(self) -> str:
         """What stands behind the name of an axis."""
-        return " in %" if self.share else ""
+        return " in %" if self.percent else ""
 
     @property
     def column(self) -> str:
         """The heading of its values in a table."""
-        return f"{self.score} %" if self.share else self.score
+        return f"{self.score} %" if self.percent else self.score
 
     @property
     def points(self) -> str:
         """What stands behind a difference."""
-        return " points" if self.share else ""
+        return " points" if self.percent else ""
 
     @property
     def both_noises(self) -> str:
@@ -66,10 +75,8 @@ class Scale:
         return f"[{', '.join(self.shown(end, sign) for end in ends)}]"
 
 
-OF_RETURNS = Scale("mean return", "return", "evaluation episodes", "on the evaluation episodes", share=False)
-
-
-OF_NORMALISED = replace(OF_RETURNS, metric="mean normalised return", score="normalised return")
+OF_RETURNS = Scale("mean return", "return", percent=False, acted=True)
+OF_NORMALISED = Scale("mean normalised return", "normalised return", acted=True)
 OF_EPISODES = {RETURN: OF_RETURNS, NORMALISED: OF_NORMALISED}
 """The scales of what agents are scored by."""
 
@@ -78,7 +85,7 @@ def scale_of(metric: str) -> Scale:
     """How a metric is told."""
     if metric in OF_EPISODES:
         return OF_EPISODES[metric]
-    return Scale(metric, "score", "test samples", "on the test set", share=True)
+    return Scale(metric, "score")
 
 
 def shown_zero(value: float, digits: int) -> float:

@@ -91,7 +91,8 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
             yield plot if len(tables) == 1 else plot._replace(name=f"{plot.name}-{number}")
     for shown in students:
         title, end = (f"{shown.title}: ", f"-{shown.title.replace('/', '-')}") if shown.title else ("", "")
-        trained = [curve for curve in shown.curves if curve.label != MATCHED]  # of other epochs
+        trained = [curve for curve in shown.curves if curve.label != MATCHED]
+        missing = "; without matched-cost, which takes other epochs" * (len(trained) < len(shown.curves))
         losses = [(curve.label, curve.loss) for curve in trained]
         scale = scale_of(shown.metric)
         validated = [
@@ -101,9 +102,9 @@ def plots(compared: dict[str, Any], students: Sequence[Shown]) -> Iterator[Plot]
         ]
         yield from figures.returns(title, shown.returns, f"returns{end}", look)
         yield from learning.curves(title, shown.tracks, shown.target, f"learning{end}", look)
-        yield from figures.curves(title, losses, "training loss", f"loss{end}", look)
+        yield from figures.curves(title, losses, "training loss", f"loss{end}", look, missing)
         what = f"validation {scale.score}{scale.unit}"
-        yield from figures.curves(title, validated, what, f"validation{end}", look)
+        yield from figures.curves(title, validated, what, f"validation{end}", look, missing)
         shares = {curve.label: curve.shares for curve in trained if curve.shares}
         yield from figures.shares(title, shares, f"shares{end}")
         yield from figures.by_class(

@@ -315,7 +315,12 @@ def returns(title: str, found: Sequence[Returned], name: str, look: Mapping[str,
 
 
 def curves(
-    title: str, found: Sequence[tuple[str, np.ndarray]], what: str, name: str, look: Mapping[str, Look]
+    title: str,
+    found: Sequence[tuple[str, np.ndarray]],
+    what: str,
+    name: str,
+    look: Mapping[str, Look],
+    missing: str = "",
 ) -> Iterator[Plot]:
     """A line for each method, the mean over seeds (S, E), in a band from the least to the most."""
     from matplotlib.ticker import MaxNLocator
@@ -334,7 +339,7 @@ def curves(
     axes.set_ylabel(what)
     legend(figure, axes.lines, names)
     told = f"{what.capitalize()} by epoch: the mean over seeds, in a band from the least to the most"
-    yield Plot(name, f"{title}{told}; without matched-cost, which takes other epochs.", figure)
+    yield Plot(name, f"{title}{told}{missing}.", figure)
 
 
 def shares(title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]], name: str) -> Iterator[Plot]:

@@ -73,6 +73,10 @@ OWN = (
     "the share of the states that the student itself comes to, in its evaluation episodes, in which it does what its "
     "teachers would; those of the test set are a demonstrator's"
 )
+LEFT_OUT = (
+    "the share that is recognised of the test samples of the classes that were left out: of these the students saw no "
+    "sample but what a transfer set may hold, and their teachers did"
+)
 OF_SAMPLES = "of McNemar's exact test, which covers the noise of the test samples only"
 OF_EPISODES = (
     "over resamples of the evaluation episodes, and with a p-value by swapping both returns of an episode by chance, "
@@ -109,7 +113,7 @@ def page(
         '<div class="plots">' + "".join(map(_figure, plots)) + "</div>",
         *_films(films),
         "<h2>How to read it</h2>",
-        _definitions({**_words(compared), **{f"control {name}": what for name, what in CONTROLS.items()}}),
+        _definitions(_words(compared)),
         "<h2>Where it comes from</h2>",
         *[_origin(name, provenance[name], configs[name]) for name in configs],
     ]
@@ -197,6 +201,7 @@ def svg(plot: Plot) -> str:
 
 def _words(compared: Mapping[str, Any]) -> dict[str, str]:
     metrics = dict.fromkeys(row["metric"] for row in compared["rows"])
+    methods = {row["method"] for row in compared["rows"]}
     scales = dict.fromkeys(map(scale_of, metrics))
     one_seed = dict.fromkeys(OF_EPISODES if scale.acted else OF_SAMPLES for scale in scales)
     return {
@@ -212,8 +217,11 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "agrees, copies errors": "the share of samples on which student and teachers say the same: of the test set, of "
         "the training set, and of the test samples that the teachers have wrong",
         **({"agrees in own states": OWN} if metrics.keys() & {RETURN, NORMALISED} else {}),
-        "left out": "the share that is recognised of the test samples of the classes that were left out: of these the "
-        "students saw no sample but what a transfer set may hold, and their teachers did",
+        **(
+            {"left out": LEFT_OUT}
+            if any(row["left_out_recall"] is not None for row in compared["rows"])
+            else {}
+        ),
         "ECE, scaled": "expected calibration error in 15 bins of equal mass, as it is and after scaling by a "
         "temperature that was fitted on the validation share",
         **({"made of": MADE_OF} if any(row.get("origin") for row in compared["rows"]) else {}),
@@ -223,6 +231,7 @@ def _words(compared: Mapping[str, Any]) -> dict[str, str]:
         "peak bytes": "weights and what is alive at once beside them for one sample, counted and not measured",
         "train s, with teachers": "a student's own steps and its share of its group's data and teachers; and with the "
         "training of its teachers, and of what it is made of",
+        **{f"control {name}": what for name, what in CONTROLS.items() if name in methods},
     }
 
 

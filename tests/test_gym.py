@@ -4,6 +4,7 @@ import io
 import os
 import signal
 from contextlib import suppress
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from kdrun.data.episodes import EnvironmentConfig, play, seed_of
 from kdrun.errors import ConfigError, DataError, Interrupted
 from support import checked, comparison, outcome, problems, results, run
 
-pytest.importorskip("gymnasium", reason="needs the extra `rl`")
+gymnasium = pytest.importorskip("gymnasium", reason="needs the extra `rl`")
 CPU = torch.device("cpu")
 POLE, CAR = EnvironmentConfig(env="CartPole-v1"), EnvironmentConfig(env="MountainCar-v0")
 TEXT = """\
@@ -138,11 +139,94 @@ def test_physics_are_changed_with_what_follows_from_them():
 
 
 def test_a_film_is_of_the_episode():
-    film = episodes.film(POLE, pushing, 1)
+    told = []
+    film = episodes.film(POLE, pushing, 1, told.append)
     [episode] = play(POLE, pushing, [1])
     with Image.open(io.BytesIO(film)) as pictures:
         assert pictures.n_frames == min(len(episode) + 1, episodes.FRAMES)
-    assert film == episodes.film(POLE, pushing, 1)
+    assert film == episodes.film(POLE, pushing, 1, told.append) and not told
+
+
+def onwards(observations, seeds):
+    """To the right."""
+    return np.ones(len(observations), np.int64)
+
+
+class Corridor(gymnasium.Env):
+    """Two steps to the right; it is drawn as ``picture`` says."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None, picture="none"):
+        self.render_mode, self.picture = render_mode, picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0.0
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        self.place += 1 if action else -1
+        return np.array([self.place], np.float32), 1.0, self.place == 2, False, {}
+
+    def render(self):
+        if self.picture == "lacking":
+            raise gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip install pygame`")
+        return {"none": None, "picture": np.zeros((4, 4, 3), np.uint8)}[self.picture]
+
+
+class Undrawn(Corridor):
+    """One that says that it cannot be drawn."""
+
+    metadata: ClassVar = {"render_modes": []}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registers a class as an environment, until the test is over."""
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+
+    def register(environment, steps=9):
+        gymnasium.register("Own-v0", environment, max_episode_steps=steps)
+        return EnvironmentConfig(env="Own-v0", options={"picture": "picture"})
+
+    return register
+
+
+@pytest.mark.parametrize(
+    ("environment", "picture", "words"),
+    [
+        (Corridor, "lacking", "run `pip install pygame`"),
+        (Corridor, "none", "no episode of 'Own-v0' is shown"),
+        (Corridor, "unheard-of", "KeyError"),
+        (Undrawn, "picture", "it has no `render_mode` 'rgb_array'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_and_costs_no_training(registered, recwarn, environment, picture, words):
+    told, config = [], registered(environment)
+    assert episodes.film(config, onwards, 1, told.append) is not None or environment is Undrawn
+    own = config.model_copy(update={"options": {"picture": picture}})
+    told.clear()
+    assert episodes.film(own, onwards, 1, told.append) is None
+    assert words in " ".join(told) and not recwarn.list
+
+
+@pytest.mark.parametrize("options", [{}, {"max_episode_steps": -1}])
+def test_an_environment_whose_episodes_may_never_end_is_refused(registered, options):
+    own = registered(Corridor, None if not options else 9).model_copy(update={"options": options})
+    with pytest.raises(DataError, match=r"options: {max_episode_steps: 500}"):
+        episodes.opened(own)
+    limited = own.model_copy(update={"options": {"max_episode_steps": 3}})
+    [episode] = play(limited, lambda seen, seeds: np.zeros(len(seen), np.int64), [1])
+    assert len(episode) == 3 and not episode.terminated
+
+
+def test_numbers_that_follow_from_others_are_not_changed():
+    for name in ("total_mass", "polemass_length"):
+        with pytest.raises(DataError, match=f"dataset.physics.{name}: the environment has no such number"):
+            episodes.opened(EnvironmentConfig(env="CartPole-v1", physics={name: 3}))
 
 
 # ---------------------------------------------------------------------------------------------- the set
@@ -375,7 +459,11 @@ def test_a_tree_that_acts_is_fitted_in_rounds_and_the_best_is_chosen(text, tmp_p
     [
         ("dataset.env=CartPol-v1", "did you mean 'CartPole-v1'?"),
         ("dataset.env=Pendulum-v1", "only policies that choose one of several actions"),
+        ("dataset.env='myenvs:Mine-v0'", "a config imports no module"),
+        ("dataset.options={render_mode: human}", "dataset.options.render_mode"),
+        ("dataset.options={max_step: 9}", "unexpected keyword argument 'max_step'"),
         ("dataset.physics={lenght: 1}", "dataset.physics.lenght"),
+        ("dataset.physics={np_random_seed: 1}", "dataset.physics.np_random_seed"),
         ("dataset.labels_per_class=3", "write `states` for fewer samples"),
         ("dataset.action_names=[left]", "there are 2, and 1 names"),
     ],
@@ -400,6 +488,11 @@ def test_an_environment_that_is_none_is_an_error_of_the_config(text, tmp_path, c
 )
 def test_what_does_not_go_together_is_told(text, change, told):
     assert told in problems(text, change)
+
+
+def test_a_mistake_in_an_agent_is_told_alone(text):
+    told = problems(text, "teacher={model: {kind: ppo, stps: 100}}")
+    assert "did you mean 'steps'?" in told and "nobody shows" not in told
 
 
 def test_without_a_teacher_nobody_shows_anything(text):

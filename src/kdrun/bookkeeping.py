@@ -234,7 +234,7 @@ class Seat:
         extras = dict(self.student.extras) if learnt else {}
         if isinstance(model, models.Tree):
             extras[RULES] = rules_of(network, self.dataset, self.run.draw.given)
-        if (seen := self.dataset.film(network)) is not None:
+        if (seen := self.dataset.film(network, self.console.say_once)) is not None:
             extras[EPISODE] = seen
         self.workplace.finish(manifest, weights, predictions, self.student.metrics if learnt else [], extras)
         self.closed = True

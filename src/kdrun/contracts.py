@@ -995,8 +995,8 @@ class Dataset(Component, ABC):
         """
         raise AssertionError(f"{type(self).__name__} has no episodes")
 
-    def film(self, policy: Predictor) -> bytes | None:
-        """A test episode of a policy as a GIF; None where there is nothing to be seen."""
+    def film(self, policy: Predictor, say: Callable[[str], None] = lambda text: None) -> bytes | None:
+        """A test episode of a policy as a GIF; None where nothing can be seen, and why where something might."""
         return None
 
     def scored_by(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
     """
     model = registry.MODELS["mlp"].Config(kind="mlp")
     dataset = registry.DATASETS["digits"].Config(kind="digits", validation=0.5, labels_per_class=1)
-    teacher = TeacherConfig.model_construct(model=model, seeds="each")
+    teacher = TeacherConfig.model_construct(model=model, run=Path(), seeds="each")  # finished: it has learnt
     student = StudentConfig.model_construct(model=model)
     methods = data.get("methods") if isinstance(data.get("teachers", {}), dict) else None
     return Experiment.model_construct(

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
-from pydantic import Field
+from pydantic import field_validator
 
 from kdrun.errors import DataError, did_you_mean, shown
 from kdrun.randomness import derive
@@ -20,6 +20,10 @@ RL_EXTRA = "gymnasium is not installed; pip install 'kdrun[rl]'"
 Purpose = Literal["test", "validation", "recorded", "training"]
 PURPOSES: Final[tuple[Purpose, ...]] = ("test", "validation", "recorded", "training")
 """What an episode may be for; no seed is for two of them."""
+DRAWN, PICTURES = "render_mode", "rgb_array"
+"""How an environment is drawn, and as what."""
+RECKONED = ("total_mass", "polemass_length")
+"""Numbers of CartPole that follow from others."""
 MOST_SEED = 2**31
 """Gymnasium takes any, other libraries no more."""
 
@@ -30,12 +34,22 @@ FRAMES, FRAME_WIDTH, FRAME_COLOURS, FRAME_MILLISECONDS = 100, 300, 32, 50
 class EnvironmentConfig(Schema):
     """An environment of gymnasium with discrete actions and observations that are rows of numbers."""
 
-    env: str = Field(pattern=r"^[\w/.-]+$")
+    env: str
     """its id, as `CartPole-v1`; one that is registered, by gymnasium or by a plugin"""
     options: dict[str, bool | int | float | str | None] = {}
     """what it is made with: `{max_episode_steps: 200}`"""
     physics: dict[str, float] = {}
     """numbers of it that are others than usual, as its code calls them: `{length: 1.0, gravity: 15}`"""
+
+    @field_validator("env")
+    @classmethod
+    def _imports_nothing(cls, env: str) -> str:
+        module, colon, name = env.rpartition(":")
+        if colon:
+            raise ValueError(
+                f"a config imports no module; write '{name}', and `--plugin {module}` in the command"
+            )
+        return env
 
 
 def with_physics(environment: EnvironmentConfig, physics: dict[str, float] | None) -> EnvironmentConfig:
@@ -108,7 +122,9 @@ def opened(config: EnvironmentConfig, render: bool = False) -> Any:
         import gymnasium
     except ImportError as error:
         raise DataError(f"dataset.kind: {RL_EXTRA}") from error
-    how: dict[str, Any] = config.options | ({"render_mode": "rgb_array"} if render else {})
+    if DRAWN in config.options:
+        raise DataError(f"dataset.options.{DRAWN}: the report shows an episode of each by itself; remove it")
+    how: dict[str, Any] = config.options | ({DRAWN: PICTURES} if render else {})
     try:
         made = gymnasium.make(config.env, disable_env_checker=True, **how)
     except gymnasium.error.UnregisteredEnv as error:
@@ -118,6 +134,7 @@ def opened(config: EnvironmentConfig, render: bool = False) -> Any:
     except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
         raise DataError(f"dataset.env: '{config.env}' cannot be made: {shown(error, 300)}") from error
     _demand_form(made, config.env)
+    _demand_limit(made, config.env)
     _change(made.unwrapped, config.physics)
     return made
 
@@ -138,9 +155,24 @@ def _demand_form(made: Any, name: str) -> None:
         )
 
 
+def _demand_limit(made: Any, name: str) -> None:
+    """Refuse what may have an episode without end: a policy that does nothing wrong would be played for ever."""
+    from gymnasium import Wrapper
+    from gymnasium.wrappers import TimeLimit
+
+    while isinstance(made, Wrapper):
+        if isinstance(made, TimeLimit):
+            return
+        made = made.env
+    raise DataError(
+        f"dataset.env: '{name}' has no limit of steps, and an episode might never end; write "
+        "`options: {max_episode_steps: 500}`"
+    )
+
+
 def _change(bare: Any, physics: Mapping[str, float]) -> None:
     """Give an environment other numbers; what CartPole reckons of them when it is made is reckoned again."""
-    known = [name for name in dir(bare) if not name.startswith("_") and _is_number(getattr(bare, name, None))]
+    known = [name for name in dir(bare) if not name.startswith("_") and _can_be_changed(bare, name)]
     for name, value in physics.items():
         if name not in known:
             raise DataError(
@@ -152,7 +184,10 @@ def _change(bare: Any, physics: Mapping[str, float]) -> None:
         bare.polemass_length = bare.masspole * bare.length
 
 
-def _is_number(value: object) -> bool:
+def _can_be_changed(bare: Any, name: str) -> bool:
+    """Whether it is a number that is no other's consequence."""
+    reckoned = isinstance(getattr(type(bare), name, None), property) or name in RECKONED
+    value = None if reckoned else getattr(bare, name, None)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -197,8 +232,13 @@ def play(
     ]
 
 
-def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
-    """An episode as a GIF, of evenly chosen pictures; None where the environment cannot be looked at."""
+def film(config: EnvironmentConfig, act: Act, seed: int, say: Callable[[str], None]) -> bytes | None:
+    """An episode as a GIF, of evenly chosen pictures; None where the environment cannot be drawn, which is said."""
+    made = opened(config)
+    made.close()
+    if PICTURES not in made.metadata.get("render_modes", ()):
+        say(f"no episode of '{config.env}' is shown: it has no `{DRAWN}` '{PICTURES}'")
+        return None
     [episode] = play(config, act, [seed])
     chosen = {*np.linspace(0, len(episode), min(FRAMES, len(episode) + 1)).round().astype(int).tolist()}
     frames = []
@@ -213,7 +253,8 @@ def film(config: EnvironmentConfig, act: Act, seed: int) -> bytes | None:
             if step in chosen:
                 frames.append(_small(made.render()))
         made.close()
-    except (DataError, ImportError, NotImplementedError, RuntimeError):
+    except Exception as error:  # what an environment cannot draw, or lacks for it, it tells in any way
+        say(f"no episode of '{config.env}' is shown: {type(error).__name__}: {shown(error, 200)}")
         return None
     return _as_gif(frames)
 

@@ -410,9 +410,9 @@ class Gym(Dataset):
         played = play(self.config, at_random(self.spec.classes), self._seeds(split), pause)
         return np.array([episode.rewards.sum() for episode in played])
 
-    def film(self, policy: Predictor) -> bytes | None:
+    def film(self, policy: Predictor, say: Callable[[str], None] = lambda text: None) -> bytes | None:
         """The first test episode as a GIF."""
-        return film(self.config, self._acting(policy), self._seeds("test")[0])
+        return film(self.config, self._acting(policy), self._seeds("test")[0], say)
 
     def test_hash(self) -> str:
         """SHA-256 of the environment, and of where its test episodes begin."""

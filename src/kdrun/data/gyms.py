@@ -297,9 +297,9 @@ class Gyms(Dataset):
             )
         return found
 
-    def film(self, policy: Predictor) -> bytes | None:
+    def film(self, policy: Predictor, say: Callable[[str], None] = lambda text: None) -> bytes | None:
         """The first test episode in each environment as a GIF, one after the other."""
-        films = [part.film(Within(policy, name, self.spec)) for name, part in self.parts.items()]
+        films = [part.film(Within(policy, name, self.spec), say) for name, part in self.parts.items()]
         there = [one for one in films if one is not None]
         return in_turn(there) if there else None
 

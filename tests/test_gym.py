@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdrun import bookkeeping, models, registry, rehearsal, trees
+from kdrun import agents, bookkeeping, models, registry, rehearsal, trees
 from kdrun.contracts import Draw, Outputs, Rollouts
-from kdrun.data import episodes
+from kdrun.data import episodes, experience
 from kdrun.data.episodes import EnvironmentConfig, play, seed_of
 from kdrun.errors import ConfigError, DataError, Interrupted
 from support import checked, comparison, outcome, problems, results, run
@@ -221,6 +221,97 @@ def test_an_environment_whose_episodes_may_never_end_is_refused(registered, opti
     limited = own.model_copy(update={"options": {"max_episode_steps": 3}})
     [episode] = play(limited, lambda seen, seeds: np.zeros(len(seen), np.int64), [1])
     assert len(episode) == 3 and not episode.terminated
+
+
+class Reusing(Corridor):
+    """One that hands out its own state, and changes that in each step."""
+
+    def reset(self, *, seed=None, options=None):
+        self.state, _ = super().reset(seed=seed)
+        return self.state, {}
+
+    def step(self, action):
+        self.state[:], *rest = super().step(action)
+        return self.state, *rest
+
+
+def test_what_was_observed_stays_as_it_was(registered):
+    config = registered(Reusing)
+    [episode] = play(config, onwards, [1])
+    assert episode.observations.tolist() == [[0.0], [1.0]] and episode.last.tolist() == [2.0]
+    stretches, _ = experience.gather(config, lambda seen: onwards(seen, ()), 16, [], iter(range(8)))
+    for one in stretches:
+        assert one.observations.tolist() == [[0.0], [1.0]] and one.last.tolist() == [2.0]
+
+
+class Failing(Corridor):
+    """One whose second step, or beginning, fails; it tells how often one was made and closed."""
+
+    made = closed = 0
+
+    def __init__(self, render_mode=None, picture="none"):
+        super().__init__(render_mode, picture)
+        Failing.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        if self.picture == "no beginning":
+            raise KeyError("level 3")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        seen, reward, ended, cut, about = super().step(action)
+        if ended and self.picture == "no reward":
+            reward = float("nan")
+        elif ended:
+            raise RuntimeError("the simulator is gone")
+        return seen, reward, ended, cut, about
+
+    def close(self):
+        Failing.closed += 1
+
+
+def practised(config):
+    room = agents._practice(config, iter([1, 2]), torch.from_numpy, [])
+    try:
+        room.reset()
+        for _ in range(2):
+            room.step(1)
+    finally:
+        room.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no end", "RuntimeError: the simulator is gone"),
+        ("no beginning", "KeyError: 'level 3'"),
+        ("no reward", "a reward of nan"),
+    ],
+)
+@pytest.mark.parametrize(
+    "playing",
+    [
+        lambda config: play(config, onwards, [1, 2, 3]),
+        lambda config: experience.gather(config, lambda seen: onwards(seen, ()), 9, [], iter(range(9))),
+        practised,
+    ],
+)
+def test_an_environment_that_fails_is_named_and_closed(registered, playing, how, words):
+    registered(Failing)
+    Failing.made = Failing.closed = 0
+    config = EnvironmentConfig(env="Own-v0", options={"picture": how})
+    with pytest.raises(DataError) as caught:
+        playing(config)
+    assert "'Own-v0'" in str(caught.value) and words in str(caught.value)
+    assert Failing.made == Failing.closed > 0
+
+
+def test_a_failing_policy_leaves_no_environment_open(registered):
+    registered(Failing)
+    Failing.made = Failing.closed = 0
+    with pytest.raises(ZeroDivisionError):
+        play(EnvironmentConfig(env="Own-v0"), lambda seen, seeds: 1 // 0, [1, 2])
+    assert Failing.made == Failing.closed == 2
 
 
 def test_numbers_that_follow_from_others_are_not_changed():

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from kdrun.console import Console
 from kdrun.contracts import Dataset, Draw
-from kdrun.data.episodes import Act, EnvironmentConfig, opened, play, seed_of, with_physics
+from kdrun.data.episodes import (
+    Act,
+    EnvironmentConfig,
+    begun,
+    opened,
+    play,
+    seed_of,
+    stepped,
+    with_physics,
+)
 from kdrun.errors import Mismatch, shown
 from kdrun.machine import raise_lack
 from kdrun.models import Frozen, Network, Policy
@@ -139,7 +148,7 @@ class Agent(Learner):
 
     def _seen(self, observations: np.ndarray) -> Tensor:
         """Observations (B, F) as the network sees them, on the CPU."""
-        raw = torch.from_numpy(observations.astype(np.float32))
+        raw = torch.from_numpy(observations)
         return raw if self.policy.lens is None else self.policy.lens(raw.to(self.network.device)).cpu()
 
     def _after_step(
@@ -245,21 +254,20 @@ def _practice(
             self.observation_space = Box(-np.inf, np.inf, made.observation_space.shape, np.float32)
             self.total = 0.0
 
-        def _show(self, observation: Any) -> np.ndarray:
-            shown_: np.ndarray = see(np.asarray(observation)[None])[0].numpy()
+        def _show(self, observation: np.ndarray) -> np.ndarray:
+            shown_: np.ndarray = see(observation[None])[0].numpy()
             return shown_
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
             self.total = 0.0
-            observation, about = self.env.reset(seed=next(seeds))
-            return self._show(observation), about
+            return self._show(begun(self.env, next(seeds))), {}
 
         def step(self, action: Any) -> Any:
-            observation, reward, ended, cut, about = self.env.step(int(action) + self.first)
-            self.total += float(reward)
+            observation, reward, ended, cut = stepped(self.env, int(action) + self.first)
+            self.total += reward
             if ended or cut:
                 returns.append(self.total)
-            return self._show(observation), float(reward), ended, cut, about
+            return self._show(observation), reward, ended, cut, {}
 
     return Practice(opened(environment))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps, ImageSequence
 from pydantic import field_validator
 
 from kdrun.errors import DataError, did_you_mean, shown
+from kdrun.machine import raise_lack
 from kdrun.randomness import derive
 from kdrun.schema import Schema
 
@@ -197,6 +200,46 @@ def seed_of(purpose: Purpose, *what: str | int) -> int:
     return derive(0, purpose, *what) % (MOST_SEED // kinds) * kinds + PURPOSES.index(purpose)
 
 
+def begun(made: Any, seed: int) -> np.ndarray:
+    """Begin an episode of a seed: what is observed first (F,) float32. Raises ``DataError`` where that fails."""
+    try:
+        seen, _ = made.reset(seed=seed)
+        return _kept(seen)
+    except Exception as error:  # it is code of others, and may raise anything
+        raise _failed(made, error) from error
+
+
+def stepped(made: Any, action: int) -> tuple[np.ndarray, float, bool, bool]:
+    """Take an action, as the environment counts them: the observation (F,) float32 and the reward that follow.
+
+    And whether the environment ended the episode, and whether a limit did. Raises ``DataError`` where the step fails,
+    or its reward is not finite.
+    """
+    try:
+        seen, reward, ended, cut, _ = made.step(action)
+        found = _kept(seen), float(reward), bool(ended), bool(cut)
+    except Exception as error:  # see above
+        raise _failed(made, error) from error
+    if not math.isfinite(found[1]):
+        raise DataError(
+            f"the environment '{made.spec.id}' gave a reward of {found[1]}: nothing can be learnt from it"
+        )
+    return found
+
+
+def _kept(seen: Any) -> np.ndarray:
+    """A copy, for there are environments that hand out their own state, which changes."""
+    return np.array(seen, np.float32)
+
+
+def _failed(made: Any, error: Exception) -> DataError:
+    raise_lack(error)
+    told = f"{type(error).__name__}: {shown(error, 300)}"
+    return DataError(
+        f"the environment '{made.spec.id}' failed in an episode: {told}; mend it, or name another"
+    )
+
+
 def play(
     config: EnvironmentConfig, act: Act, seeds: Sequence[int], pause: Callable[[], None] = lambda: None
 ) -> list[Episode]:
@@ -204,27 +247,24 @@ def play(
 
     Gymnasium's own vectors of environments begin the next episode by themselves, and then only the first has a seed.
     """
-    environments = [opened(config) for _ in seeds]
-    now = [
-        np.asarray(one.reset(seed=seed)[0], np.float32) for one, seed in zip(environments, seeds, strict=True)
-    ]
-    first = int(getattr(environments[0].action_space, "start", 0)) if environments else 0
-    tracks: list[list[tuple[np.ndarray, int, float]]] = [[] for _ in seeds]
-    terminated = [False] * len(seeds)
-    running = list(range(len(seeds)))
-    while running:
-        pause()
-        chosen = act(np.stack([now[place] for place in running]), [seeds[place] for place in running])
-        going = []
-        for place, action in zip(running, chosen.tolist(), strict=True):
-            seen, reward, ended, cut, _ = environments[place].step(action + first)
-            tracks[place].append((now[place], action, float(reward)))
-            now[place], terminated[place] = np.asarray(seen, np.float32), bool(ended)
-            if not (ended or cut):
-                going.append(place)
-        running = going
-    for one in environments:
-        one.close()
+    with ExitStack() as rooms:
+        environments = [rooms.enter_context(closing(opened(config))) for _ in seeds]
+        first = int(getattr(environments[0].action_space, "start", 0)) if environments else 0
+        now = [begun(one, seed) for one, seed in zip(environments, seeds, strict=True)]
+        tracks: list[list[tuple[np.ndarray, int, float]]] = [[] for _ in seeds]
+        terminated = [False] * len(seeds)
+        running = list(range(len(seeds)))
+        while running:
+            pause()
+            chosen = act(np.stack([now[place] for place in running]), [seeds[place] for place in running])
+            going = []
+            for place, action in zip(running, chosen.tolist(), strict=True):
+                seen, reward, ended, cut = stepped(environments[place], action + first)
+                tracks[place].append((now[place], action, reward))
+                now[place], terminated[place] = seen, ended
+                if not (ended or cut):
+                    going.append(place)
+            running = going
     parts = [[np.array(part) for part in zip(*track, strict=True)] for track in tracks]
     return [
         Episode(seed, seen, actions, rewards, last, ended)
@@ -244,15 +284,14 @@ def film(config: EnvironmentConfig, act: Act, seed: int, say: Callable[[str], No
     frames = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are wanted, and no window
     try:
-        made = opened(config, render=True)
-        made.reset(seed=seed)
-        first = int(made.action_space.start)
-        for step, action in enumerate([None, *episode.actions.tolist()]):
-            if action is not None:
-                made.step(action + first)
-            if step in chosen:
-                frames.append(_small(made.render()))
-        made.close()
+        with closing(opened(config, render=True)) as made:
+            made.reset(seed=seed)
+            first = int(made.action_space.start)
+            for step, action in enumerate([None, *episode.actions.tolist()]):
+                if action is not None:
+                    made.step(action + first)
+                if step in chosen:
+                    frames.append(_small(made.render()))
     except Exception as error:  # what an environment cannot draw, or lacks for it, it tells in any way
         say(f"no episode of '{config.env}' is shown: {type(error).__name__}: {shown(error, 200)}")
         return None

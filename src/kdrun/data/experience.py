@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdrun.contracts import Acted, Critic, Outputs
-from kdrun.data.episodes import EnvironmentConfig, opened
+from kdrun.data.episodes import EnvironmentConfig, begun, opened, stepped
 
 AT_ONCE = 8
 """Episodes in which a student acts for rewards at once."""
@@ -95,28 +96,28 @@ Sampled = Callable[[np.ndarray], np.ndarray]
 class _Room:
     """An environment in which one episode after the other is played, and what of it was not handed over yet."""
 
-    def __init__(self, config: EnvironmentConfig) -> None:
-        self.environment = opened(config)
-        self.first = int(getattr(self.environment.action_space, "start", 0))
+    def __init__(self, environment: Any) -> None:
+        self.environment = environment
+        self.first = int(getattr(environment.action_space, "start", 0))
         self.over = True
         self.stretches: list[Stretch] = []
 
     def begin(self, episode: Underway) -> None:
         """Go on where an episode was left; one without actions begins."""
         self.seed, self.actions, self.over = episode.seed, [*episode.actions], False
-        self.now = np.asarray(self.environment.reset(seed=episode.seed)[0], np.float32)
+        self.now = begun(self.environment, episode.seed)
         for action in self.actions:
-            self.now = np.asarray(self.environment.step(action + self.first)[0], np.float32)
+            self.now, *_ = stepped(self.environment, action + self.first)
         self._steps: list[tuple[np.ndarray, int, float]] = []
 
     def step(self, action: int) -> None:
         """Do something, and note what comes of it."""
-        seen, reward, terminated, cut, _ = self.environment.step(action + self.first)
-        self._steps.append((self.now, action, float(reward)))
+        seen, reward, terminated, cut = stepped(self.environment, action + self.first)
+        self._steps.append((self.now, action, reward))
         self.actions.append(action)
-        self.now, self.over = np.asarray(seen, np.float32), bool(terminated or cut)
+        self.now, self.over = seen, terminated or cut
         if self.over:
-            self._close(bool(terminated))
+            self._close(terminated)
 
     def _close(self, terminated: bool) -> None:
         if self._steps:
@@ -127,7 +128,6 @@ class _Room:
         """Hand over the rest; the episode, where it is not over."""
         if not self.over:
             self._close(False)
-        self.environment.close()
         return None if self.over else Underway(self.seed, self.actions)
 
 
@@ -142,19 +142,20 @@ def gather(
 
     An episode goes on to the same bits wherever it was left, for it is played again up to there.
     """
-    rooms = [_Room(config) for _ in range(min(AT_ONCE, states))]
-    for room, episode in zip(rooms, underway, strict=False):
-        room.begin(episode)
-    left = states
-    while left:
-        turn = rooms[:left]
-        for room in turn:
-            if room.over:
-                room.begin(Underway(next(seeds), []))
-        for room, action in zip(turn, act(np.stack([room.now for room in turn])).tolist(), strict=True):
-            room.step(action)
-        left -= len(turn)
-    going = [room.leave() for room in rooms]
+    with ExitStack() as every:
+        rooms = [_Room(every.enter_context(closing(opened(config)))) for _ in range(min(AT_ONCE, states))]
+        for room, episode in zip(rooms, underway, strict=False):
+            room.begin(episode)
+        left = states
+        while left:
+            turn = rooms[:left]
+            for room in turn:
+                if room.over:
+                    room.begin(Underway(next(seeds), []))
+            for room, action in zip(turn, act(np.stack([room.now for room in turn])).tolist(), strict=True):
+                room.step(action)
+            left -= len(turn)
+        going = [room.leave() for room in rooms]
     return [stretch for room in rooms for stretch in room.stretches], [
         one for one in going if one is not None
     ]

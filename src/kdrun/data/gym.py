@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -38,6 +39,7 @@ from kdrun.data.episodes import (
     Episode,
     Purpose,
     at_random,
+    begun,
     film,
     opened,
     play,
@@ -417,10 +419,9 @@ class Gym(Dataset):
     def test_hash(self) -> str:
         """SHA-256 of the environment, and of where its test episodes begin."""
         digest = hashlib.sha256(self.config.model_dump_json(include={"env", "options", "physics"}).encode())
-        made = opened(self.config)
-        for seed in self._seeds("test"):
-            digest.update(np.asarray(made.reset(seed=seed)[0], np.float32).tobytes())
-        made.close()
+        with closing(opened(self.config)) as made:
+            for seed in self._seeds("test"):
+                digest.update(begun(made, seed).tobytes())
         return digest.hexdigest()
 
 

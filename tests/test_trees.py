@@ -660,6 +660,13 @@ def test_alone_as_in_company(everything, tmp_path, name):
         assert alone[f"students/{name}/{method}/seed-1"] == company[f"students/{name}/{method}/seed-1"]
 
 
+def test_where_networks_are_stacked_trees_are_fitted_as_ever(everything, tmp_path):
+    run(only("tree", "network"), tmp_path, "controls=none", "training.stack=true")
+    stacked, apart = outcome(tmp_path), outcome(everything)
+    trees_ = [place for place in stacked if place.startswith("students/tree/")]
+    assert len(trees_) == 2 * 4 and all(stacked[place] == apart[place] for place in trees_)
+
+
 def test_what_a_control_draws_has_nothing_to_do_with_its_company(everything, tmp_path):
     run(only("tree"), tmp_path, "controls=[shuffled-teacher]", "seeds=[1]")
     place = "students/tree/shuffled-teacher/seed-1"

@@ -257,7 +257,7 @@ class Run:
     def group(self) -> tuple[Draw, int, str, str | None]:
         """Runs of one group train in lock step: those of one seed, and where students are stacked those of all."""
         draw = self.draw
-        if self.training.stack and self.role == "student":
+        if self.training.stack and self.role == "student" and self.way == "trained":
             draw = replace(draw, seed=-1, actor="")
         return draw, self.training.epochs, self.training.precision, self.environment
 

@@ -557,6 +557,7 @@ def test_a_tree_that_acts_is_fitted_in_rounds_and_the_best_is_chosen(text, tmp_p
         ("dataset.physics={np_random_seed: 1}", "dataset.physics.np_random_seed"),
         ("dataset.labels_per_class=3", "write `states` for fewer samples"),
         ("dataset.action_names=[left]", "there are 2, and 1 names"),
+        ("dataset.validation=0.999", "dataset.validation: of 300 states none is left to learn from"),
     ],
 )
 def test_an_environment_that_is_none_is_an_error_of_the_config(text, tmp_path, change, told):

@@ -123,6 +123,10 @@ class Gym(Dataset):
     def __init__(self, config: Config) -> None:
         self.config = config
         demand_states(config)
+        if not self._samples("train"):
+            raise DataError(
+                f"dataset.validation: of {config.states} states none is left to learn from; write a smaller share"
+            )
         made = opened(config)
         space, actions = made.observation_space, int(made.action_space.n)
         made.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdrun import listing
+from kdrun.contracts import Queries, Rollouts
 from kdrun.report import table
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,11 @@ def test_the_reference_is_generated():
     assert (ROOT / "docs" / "reference.md").read_text() == listing.markdown(), (
         "run: python -m kdrun.listing > docs/reference.md"
     )
+
+
+def test_the_reference_has_what_a_training_may_hold():
+    shown = {schema for _, _, schema in listing.PARTS}
+    assert {Queries, Rollouts} <= shown
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))

@@ -570,6 +570,10 @@ def test_an_environment_that_is_none_is_an_error_of_the_config(text, tmp_path, c
     ("change", "told"),
     [
         ("teacher={model: {kind: mlp}}", "nobody shows 'teacher' what to do"),
+        (
+            "teacher={model: ppo, training: {epochs: 9}}",
+            "`training` says nothing; write `steps` in the model",
+        ),
         ("dataset.demonstrator=teatcher", "did you mean 'teacher'?"),
         ("training.queries={jitter: 1}", "write `rollouts`"),
         ("training.mixup=0.2", "a mixed state is none"),

@@ -19,7 +19,7 @@ from kdrun.config import (
     published_methods,
 )
 from kdrun.config.parts import Range
-from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published, Queries
+from kdrun.contracts import DatasetConfig, LossConfig, Mask, ModelConfig, Published, Queries, Rollouts
 from kdrun.data.views import View
 from kdrun.optimization import Stage, Training
 from kdrun.schedules import Cosine, Step, WarmUp
@@ -44,6 +44,12 @@ PARTS: list[tuple[str, str, type[Schema]]] = [
         "`queries:` of a training, a student's or a method's: samples made of the training set's, which only a teacher "
         "can label.",
         Queries,
+    ),
+    (
+        "Rollouts",
+        "`rollouts:` of a training, a student's or a method's, where the data set is an environment: states that are "
+        "gathered while a student learns, for which its teacher says what it would do.",
+        Rollouts,
     ),
     (
         "View",

@@ -72,6 +72,9 @@ def _kinds(experiment: Experiment) -> Iterator[Problem]:
             if teacher.sources:
                 words = f"'{teacher.model.kind}' learns by acting, and not from other teachers"
                 yield Problem(path, words, "write another model, as `{kind: mlp}`, or remove `from`")
+            if teacher.training is not None and not _finished(teacher):
+                words = f"'{teacher.model.kind}' learns as its model says, so `training` says nothing"
+                yield Problem(("teachers", name, "training"), words, "write `steps` in the model", True)
             yield from _physics_problems(experiment, teacher, path)
         elif model.fitted or teacher.model.kind == "cascade":
             words = f"'{teacher.model.kind}' cannot teach how to act"

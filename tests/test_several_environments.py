@@ -593,6 +593,16 @@ def test_a_mistake_in_a_teacher_is_told_alone(written):
     assert "modell" in message and "names none of" not in message and "nobody says" not in message
 
 
+@pytest.mark.parametrize("wrong", ["normalization={mean: [0], std: [0]}", "resize=0", "expect=high"])
+def test_what_is_wrong_of_what_a_teacher_sees_leaves_its_environment(written, wrong):
+    message = problems(written(TEXT), f"teachers.pole-teacher.{wrong}")
+    assert f"teachers.pole-teacher.{wrong.partition('=')[0]}" in message and "nobody says" not in message
+
+
+def test_a_teacher_of_all_is_measured_by_itself_and_expects_nothing(written):
+    assert "its normalised return is 1" in problems(written(TEXT), "teachers.teachers.expect=0.9")
+
+
 def test_a_data_set_of_one_environment_has_no_other(written):
     assert "has not several environments" in problems(written(ONE), "student.environment=pole")
     third = "teachers={a: {model: mlp, weights: POLE}, b: {model: specialists, from: [a, a]}}"

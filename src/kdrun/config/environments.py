@@ -63,6 +63,9 @@ def _teachers(experiment: Experiment) -> Iterator[Problem]:
             words = f"'{FOR_ALL}' act in all environments"
             yield Problem((*path, "environment"), words, "remove it", True)
             continue
+        if for_all and teacher.expect is not None:
+            words = f"'{FOR_ALL}' are what returns are measured by: its normalised return is 1"
+            yield Problem((*path, "expect"), words, "write what is expected of each of them", True)
         if not for_all and teacher.environment is None:
             words = f"nobody says in which environment '{name}' acts"
             hint = f"add `environment: NAME`; {did_you_mean('', experiment.environments)}"

@@ -153,9 +153,12 @@ def _what_is_right(data: dict[str, Any]) -> Experiment:
 def _what_is_seen(model: object) -> dict[str, Any]:
     """What a model that breaks its schema sees, as far as that is right: others have to see the same."""
     given: dict[str, Any] = model if isinstance(model, dict) else {}
-    seen = {key: value for key, value in given.items() if key in SEEN}
-    valid = _valid(StudentConfig, {"model": {"kind": "mlp"}} | seen, None)
-    return {} if valid is None else {key: getattr(valid, key) for key in SEEN}
+    each = {
+        key: _valid(StudentConfig, {"model": {"kind": "mlp"}, key: given[key]}, None)
+        for key in SEEN
+        if key in given
+    }
+    return {key: getattr(valid, key) for key, valid in each.items() if valid is not None}
 
 
 def _entries(data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:

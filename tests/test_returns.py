@@ -193,6 +193,23 @@ def test_neither_the_side_nor_the_size_of_rewards_changes_what_is_found(both, sc
     assert other.interval == pytest.approx([scale * end for end in found.interval], abs=1e-6)
 
 
+@pytest.mark.parametrize(("episodes", "alone_it_would"), [(4, False), (6, True)])
+def test_what_one_test_alone_would_find_is_said_by_its_p_value(tmp_path, episodes, alone_it_would):
+    made = Agents(tmp_path)
+    taught = made.run("teacher", "teacher", None, 0, np.full(episodes, 90.0))
+    low = np.arange(episodes, dtype=float)
+    made.run("student", "student", "alone", 0, low)
+    for method in ("kd", "dkd"):
+        made.run("student", "student", method, 0, low + 50, [taught])
+    compared = made.compared()
+    row = row_of(compared, "kd")
+    assert row["verdict"] == "not distinguishable" and row["gain_interval"][0] > 0
+    said = [
+        line for line in compared["remarks"] if "it would be by itself, but not as one of 2 methods" in line
+    ]
+    assert bool(said) == alone_it_would, "of four episodes, swapped by chance, one in eight is as far apart"
+
+
 def test_agents_that_do_the_same_differ_by_nothing():
     same = np.full(30, 500.0)
     found = ResampledEpisodes(30).difference([same], [same])

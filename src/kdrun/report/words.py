@@ -171,7 +171,7 @@ def _verdict(row: Row, methods: int) -> str:
     sentence = f"{row['method']} {_how(row['verdict'])} alone: {found}"
     if row["verdict"] != LEVEL_WITH:
         return sentence
-    sentence += _by_itself(row["verdict"], row["gain_interval"], methods, "method")
+    sentence += _by_itself(row, row["gain_interval"], methods, "method")
     if row["gain_covers"] != "seeds" or not row["gain"]:
         return sentence
     needed = row["seeds_needed"] or f"more than {MOST_SEEDS}"
@@ -209,7 +209,7 @@ def _of_ensembles(rows: Sequence[Row]) -> Iterable[str]:
         found = [
             f"{_how(one['verdict'])} {member}: "
             f"{scale.difference(one['difference'])} {scale.interval(one['interval'], '+')}"
-            f"{_by_itself(one['verdict'], one['interval'], len(members), 'member')}"
+            f"{_by_itself(one, one['interval'], len(members), 'member')}"
             for member, one in members.items()
         ]
         yield f"{name} {'; '.join(found)}"
@@ -246,10 +246,12 @@ def _of_compressed(rows: Sequence[Row]) -> Iterable[str]:
         yield f"{listed(taught)} {start} {words}"
 
 
-def _by_itself(verdict: str, ends: Sequence[float], count: int, noun: str) -> str:
-    """A clause where an interval tells a difference that the verdict, one of several, does not."""
+def _by_itself(judged: Mapping[str, Any], ends: Sequence[float], count: int, noun: str) -> str:
+    """A clause where one test by itself tells a difference that the verdict, one of several, does not."""
     low, high = ends
-    if verdict != LEVEL_WITH or count < 2 or low <= 0 <= high:
+    if judged["verdict"] != LEVEL_WITH or count < 2 or low <= 0 <= high:
+        return ""
+    if judged["p_value"] >= count * LEVEL:  # Holm's is at most so many times that of the test by itself
         return ""
     return f"; it would be by itself, but not as one of {_counted(count, noun)}"
 

@@ -574,6 +574,8 @@ def test_an_environment_that_is_none_is_an_error_of_the_config(text, tmp_path, c
             "teacher={model: ppo, training: {epochs: 9}}",
             "`training` says nothing; write `steps` in the model",
         ),
+        ("methods.dagger.losses=[{kind: ps-kd}]", "'ps-kd' keeps something of each sample"),
+        ("methods.dagger.losses=[{kind: hard}, {kind: crd}]", "'crd' keeps something of each sample"),
         ("dataset.demonstrator=teatcher", "did you mean 'teacher'?"),
         ("training.queries={jitter: 1}", "write `rollouts`"),
         ("training.mixup=0.2", "a mixed state is none"),

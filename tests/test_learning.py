@@ -83,6 +83,11 @@ def test_learning_curves_are_drawn_by_steps():
         [axes] = plot.figure.axes
         assert axes.lines[0].get_xdata().tolist() == [100, 200, 300]
         assert axes.lines[0].get_ydata().tolist() == [1.5, 2, 2.5]
+        target = axes.lines[-1]
+        assert list(target.get_ydata()) == [2.5, 2.5]
+        assert axes.yaxis.get_zorder() < target.get_zorder() < axes.lines[0].get_zorder(), (
+            "the grid would hide it"
+        )
         assert [*told.curves("", {"alone": {0: track(1)}}, None, "learning", look)] == []
     assert "dotted the target" in plot.caption and "of 1 seeds that is the mean" in plot.caption
 

@@ -563,6 +563,8 @@ class Loss(Component, nn.Module):
     """Whether it learns from samples without a label, though it needs no teacher."""
     of_rewards: ClassVar[bool] = False
     """Whether it learns from what came of the student's own actions, ``acted`` in each batch; it is a ``Critic``."""
+    remembers: ClassVar[bool] = False
+    """Whether it keeps something of each training sample by its ``index``: none can be added as it learns."""
     on_logits: ClassVar[bool] = True
     """Whether the teacher's logits are all that the loss sees of it (so that several can be combined)."""
     whole_batch: ClassVar[bool] = False

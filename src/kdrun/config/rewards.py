@@ -125,6 +125,11 @@ def _acting_problems(
         if rewarded and not by_itself and not fitted:
             words = f"'{rewarded[0].label}' learns from what '{name}' itself did last, which does not act by itself"
             yield Problem(path, words, BY_ITSELF)
+        if how is not None:
+            for loss, place in zip(method.losses, method.paths, strict=True):
+                if registry.LOSSES[loss.kind].remembers:
+                    words = f"'{loss.kind}' keeps something of each sample, and `rollouts` bring others"
+                    yield Problem(place, words, f"use another loss, or give '{name}' no `rollouts`")
         if how is None or not by_itself:
             continue
         if fitted and not rewarded:

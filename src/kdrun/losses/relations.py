@@ -452,6 +452,7 @@ class ContrastiveKD(LayerLoss):
         """the positive: the sample itself, or any sample of its class"""
 
     config: Config
+    remembers = True
     published = {
         "crd": Published(
             losses=[{"kind": "ce", "weight": 1}, {"kind": "crd", "weight": 0.8}],

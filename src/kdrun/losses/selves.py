@@ -42,6 +42,7 @@ class PastSelf(Loss):
         """what the past counts in the last epoch"""
 
     config: Config
+    remembers = True
     published = {
         "ps-kd": Published(
             losses=[{"kind": "ps-kd", "weight": 1}],

@@ -113,7 +113,7 @@ def curves(
         axes.fill_between(steps, drawn.low, drawn.high, color=look[method].colour, alpha=0.18, lw=0)
     lines = [*axes.lines]
     if target is not None:
-        axes.axhline(target, color="#444444", lw=0.8, ls=":", zorder=0)
+        axes.axhline(target, color="#444444", lw=0.8, ls=":", zorder=1.9)  # above the grid
     axes.set_xlabel("steps of the environment")
     axes.set_ylabel("return in the validation episodes")
     legend(figure, lines, names)

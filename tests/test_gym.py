@@ -306,6 +306,18 @@ def test_an_environment_that_fails_is_named_and_closed(registered, playing, how,
     assert Failing.made == Failing.closed > 0
 
 
+class Unmakable(Corridor):
+    """One that has demands of its own."""
+
+    def __init__(self, render_mode=None, picture="none"):
+        assert picture == "oil on canvas", "no such picture"
+
+
+def test_an_environment_that_cannot_be_made_is_told_whatever_it_raises(registered):
+    with pytest.raises(DataError, match=r"'Own-v0' cannot be made: AssertionError: no such picture"):
+        episodes.opened(registered(Unmakable))
+
+
 def test_a_failing_policy_leaves_no_environment_open(registered):
     registered(Failing)
     Failing.made = Failing.closed = 0

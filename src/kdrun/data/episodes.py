@@ -134,8 +134,10 @@ def opened(config: EnvironmentConfig, render: bool = False) -> Any:
         near = did_you_mean(config.env, gymnasium.registry, list_all=False)
         hint = near or "write an id as `CartPole-v1`, or name the plugin that registers it"
         raise DataError(f"dataset.env: there is no environment '{config.env}'; {hint}") from error
-    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
-        raise DataError(f"dataset.env: '{config.env}' cannot be made: {shown(error, 300)}") from error
+    except Exception as error:  # it is code of others, and may raise anything
+        raise_lack(error)
+        told = f"{type(error).__name__}: {shown(error, 300)}"
+        raise DataError(f"dataset.env: '{config.env}' cannot be made: {told}") from error
     _demand_form(made, config.env)
     _demand_limit(made, config.env)
     _change(made.unwrapped, config.physics)
@@ -205,7 +207,7 @@ def begun(made: Any, seed: int) -> np.ndarray:
     try:
         seen, _ = made.reset(seed=seed)
         return _kept(seen)
-    except Exception as error:  # it is code of others, and may raise anything
+    except Exception as error:  # see ``opened``
         raise _failed(made, error) from error
 
 
@@ -218,7 +220,7 @@ def stepped(made: Any, action: int) -> tuple[np.ndarray, float, bool, bool]:
     try:
         seen, reward, ended, cut, _ = made.step(action)
         found = _kept(seen), float(reward), bool(ended), bool(cut)
-    except Exception as error:  # see above
+    except Exception as error:  # see ``opened``
         raise _failed(made, error) from error
     if not math.isfinite(found[1]):
         raise DataError(

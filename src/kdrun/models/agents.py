@@ -46,7 +46,8 @@ class PolicyConfig(ModelConfig):
     """steps in the environment, of all its copies together (total_timesteps); a round that is begun is finished"""
     looks: int = Field(default=20, ge=0)
     """how often, evenly over the training, it plays validation episodes, of seeds that are no test's; the weights that
-    came to the highest mean return are kept, of equal ones the last (as by EvalCallback); 0 for those of the end"""
+    came to the highest mean return are kept, of equal ones the last (EvalCallback keeps the first); 0 for those
+    of the end"""
     look_episodes: int = Field(default=50, ge=1)
     """how many episodes it plays at each look"""
     learning_rate_schedule: Fall = Constant(kind="constant")

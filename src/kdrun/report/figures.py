@@ -202,11 +202,11 @@ def _tradeoff(
     axes.set_ylabel(f"{rows[0]['metric']}{scale.unit}")
     legend(figure, axes.containers, names)
     best = ", ".join(label(rows[one]) for one in front)
-    of_one = ", with one seed that over its evaluation episodes" * scale.acted
+    whose = ", as the table has it" * scale.acted
     drawn = "; thin lines are cascades at other confidences" * bool(curves)
     return Plot(
         name,
-        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean{of_one}, and what costs the "
+        f"Mean {rows[0]['metric']} against {title}; bars are the 95% interval of its mean{whose}, and what costs the "
         f"same stands side by side{drawn}. On the dashed Pareto front, where nothing is better at that cost: {best}.",
         figure,
     )
@@ -224,7 +224,7 @@ def _side_by_side(costs: Sequence[float]) -> list[float]:
 
 def _reach(row: Row, scale: Scale) -> list[list[float]] | None:
     """How far the interval of a row's mean goes down and up, on its scale and no further than values can."""
-    ends = of_mean(row["values"]) or row["interval"]
+    ends = row["interval"] or of_mean(row["values"])
     if ends is None:
         return None
     low, high = np.clip(ends, *scale.bounds)

@@ -223,9 +223,8 @@ def stepped(made: Any, action: int) -> tuple[np.ndarray, float, bool, bool]:
     except Exception as error:  # see ``opened``
         raise _failed(made, error) from error
     if not math.isfinite(found[1]):
-        raise DataError(
-            f"the environment '{made.spec.id}' gave a reward of {found[1]}: nothing can be learnt from it"
-        )
+        told = f"the environment '{made.spec.id}' gave a reward of {found[1]}"
+        raise DataError(f"{told}, of which nothing can be learnt; mend it, or name another")
     return found
 
 

@@ -843,7 +843,7 @@ def test_methods_are_set_beside_every_control(tmp_path):
         [inference.over_seeds(one, 0.1).p_value for one in ([0, 0.1, 0], [-0.3, -0.2, -0.3])]
     )
     assert (told["verdict"], told["p_value"]) == ("worse", pytest.approx(adjusted[1]))
-    sentence = "beside matched-cost, worse are weak; not distinguishable are good"
+    sentence = "beside matched-cost, worse: weak; not distinguishable: good"
     assert sentence in compared(tmp_path, "made")["remarks"]
 
 

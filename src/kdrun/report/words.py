@@ -148,12 +148,8 @@ def _against_controls(judged: Sequence[Row]) -> Iterable[str]:
             if told := (row["against"] or {}).get(control):
                 sorted_.setdefault(told["verdict"], []).append(row["method"])
         parts = [
-            f"{word} {_some(sorted_[verdict])}"
-            for verdict, word in (
-                ("better", "better are"),
-                ("worse", "worse are"),
-                (LEVEL_WITH, "not distinguishable are"),
-            )
+            f"{verdict}: {_some(sorted_[verdict])}"
+            for verdict in ("better", "worse", LEVEL_WITH)
             if verdict in sorted_
         ]
         yield f"beside {control}, {'; '.join(parts)}"

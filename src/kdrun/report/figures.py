@@ -162,7 +162,7 @@ def tradeoffs(rows: Sequence[Row]) -> Iterator[Plot]:
         ("latency", "latency of one sample, p50 in ms", lambda row: (row["latency_ms"] or {}).get("p50")),
     ):
         shown = [row for row in rows if row["mean"] is not None and cost(row)]
-        if shown:
+        if len(shown) > 1:
             yield _tradeoff(
                 f"score-against-{name}", title, shown, [float(cost(row) or 0) for row in shown], rows
             )

@@ -55,7 +55,7 @@ class WithEnvironment(Protocol):
 def demand_trainer() -> None:
     """Raise ``Mismatch`` where stable-baselines3 is not there; an agent that is finished can do without."""
     try:
-        import stable_baselines3  # noqa: F401
+        import stable_baselines3  # noqa: F401  (whether it is there)
     except ImportError as error:
         raise Mismatch(
             "stable-baselines3, which trains it, is not installed", "pip install 'kdrun[rl]'", "kind"
